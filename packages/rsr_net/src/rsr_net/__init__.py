@@ -1,0 +1,1 @@
+"""Summarization as iterative refinement of a sentence embedding."""

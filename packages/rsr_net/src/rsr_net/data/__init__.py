@@ -1,0 +1,1 @@
+"""Readers: file → Example → ArticleVectors → Batch."""

@@ -1,0 +1,1 @@
+"""The idea as tensors: no files, no printing."""

@@ -1,0 +1,1 @@
+"""The built-in articles and the tiny backbones."""

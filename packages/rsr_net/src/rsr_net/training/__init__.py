@@ -1,0 +1,1 @@
+"""The loops: steps, schedules, checkpoints, resume."""

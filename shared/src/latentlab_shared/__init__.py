@@ -1,0 +1,1 @@
+"""What the five systems share: caches, metrics, encoders, run folders and one command-line grammar."""

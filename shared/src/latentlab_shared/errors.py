@@ -1,0 +1,41 @@
+"""Errors that a user can act on: what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Wrong input or configuration: one line for the user, exit code 2, nothing written.
+
+    Args:
+        what: the fault, as a clause without a full stop ("the file is empty").
+        where: the file, line, flag or key it was found in.
+        fix: what the user can do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, where: object = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, str(where), fix
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        line = f"{self.where}: {self.what}" if self.where else self.what
+        line = f"{line}. {self.fix}" if self.fix else line
+        return " ".join(line.split())
+
+
+class RunFailed(UserError):
+    """A run that began with good input and could not finish: one line, exit code 1."""
+
+    exit_code = 1
+
+
+class NeedsNetwork(UserError):
+    """Something has to come from a hub or a host that cannot be reached; ``fix`` names the offline way."""
+
+
+class NeedsExtra(UserError):
+    """An optional dependency is not installed; ``fix`` is the command that installs it."""
+
+    def __init__(self, module: str, extra: str, package: str = "latentlab-shared") -> None:
+        super().__init__(f"{module} is not installed", fix=f'Install it: pip install "{package}[{extra}]"')
