@@ -1,0 +1,144 @@
+"""Every number the system can be given, in three frozen dataclasses. Their defaults are the seed's."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from latentlab_shared.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and depth.
+
+    Attributes:
+        input_dim: D, the width of the document and summary embeddings (BART-base: 768).
+        hidden_dim: H, the width of the hidden layers.
+        latent_dim: L, the width of the latent memory z.
+        n: inner loop, network applications per segment (seed recipe).
+        T: outer loop, segments; only the last carries gradient (seed recipe).
+        norm: of the seed's network; "batch" is its notebook's, "layer" keeps the articles of a batch apart.
+        confidence: of the seed's network; "max" is its notebook's sigmoid(max(y)), "aux" reads y_aux.
+        steps: refinement steps the refiner is trained for (rsr recipe).
+        step_size: a in y ← y + a (g(x, y) - y), in (0, 1] (rsr recipe).
+        max_gain: upper bound of the read's gain; small enough makes the step a contraction (rsr recipe).
+        dropout: of the refiner's inputs, in [0, 1) (rsr recipe).
+    """
+
+    input_dim: int = 768
+    hidden_dim: int = 128
+    latent_dim: int = 64
+    n: int = 4
+    T: int = 3
+    norm: Literal["batch", "layer"] = "batch"
+    confidence: Literal["max", "aux"] = "max"
+    steps: int = 6
+    step_size: float = 0.7
+    max_gain: float = 1.0
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        epochs: passes over the training articles, at most.
+        batch_size: articles per update.
+        learning_rate: Adam's (seed) or AdamW's (rsr).
+        aux_weight: weight of the confidence loss.
+        n_supervision: deep-supervision segments per batch, each with its own update (seed recipe).
+        stop_confidence: the seed ends a batch's segments early above this mean confidence.
+        clip: largest gradient norm.
+        weight_decay: AdamW's (rsr recipe).
+        ema_decay: of the averaged weights that are kept; 0 keeps the last weights (rsr recipe).
+        contrastive_weight: weight of the in-batch retrieval loss (rsr recipe).
+        patience: epochs without a better validation score before training ends (rsr recipe).
+        ridge: penalties tried, by validation, for the closed-form start (rsr recipe).
+        seed: of every random number.
+    """
+
+    epochs: int = 2
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    aux_weight: float = 0.1
+    n_supervision: int = 3
+    stop_confidence: float = 0.95
+    clip: float = 1.0
+    weight_decay: float = 0.01
+    ema_decay: float = 0.98
+    contrastive_weight: float = 0.0
+    patience: int = 5
+    ridge: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0, 100.0)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class RsrConfig:
+    """One run.
+
+    Attributes:
+        recipe: "rsr" re-reads the article's sentences at each step; "seed" is the seed's network and loss, unchanged.
+        model: sizes and depth.
+        train: how to train.
+    """
+
+    recipe: Literal["rsr", "seed"] = "rsr"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @classmethod
+    def default(cls, recipe: Literal["rsr", "seed"] = "rsr", input_dim: int = 768) -> RsrConfig:
+        """The defaults of a recipe for embeddings of ``input_dim`` numbers."""
+        train = TrainConfig() if recipe == "seed" else TrainConfig(epochs=30)
+        return cls(recipe=recipe, model=ModelConfig(input_dim=input_dim), train=train)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RsrConfig:
+        """Read what ``to_dict`` wrote, or any part of it.
+
+        Raises:
+            UserError: for a key or a value that is not known; it names the key and the nearest valid one.
+        """
+        return _build(cls, values, "")
+
+
+_T = TypeVar("_T")
+
+
+def _build(kind: type[_T], values: Any, prefix: str) -> _T:
+    """A dataclass from plain values, each checked against its annotation."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{values!r} is not a group of settings", where=prefix.rstrip(".") or "configuration")
+    hints = get_type_hints(kind)
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), list(hints), n=1, cutoff=0.0)
+            raise UserError("unknown setting", where=f"{prefix}{key}", fix=f"Did you mean {prefix}{near[0]}?")
+        found[key] = _convert(hints[key], value, f"{prefix}{key}")
+    return kind(**found)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _build(hint, value, f"{where}.")
+    if get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+        raise UserError(f"{value!r} is not a choice", where=where, fix=f"Use one of: {', '.join(get_args(hint))}.")
+    if get_origin(hint) is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert(get_args(hint)[0], item, where) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise UserError(f"{value!r} is not of type {getattr(hint, '__name__', hint)}", where=where)
