@@ -1,0 +1,79 @@
+"""README tables written from ``results/*.json``, so that no figure is typed by hand.
+
+A README marks a place with a comment that names the file and the columns to show::
+
+    <!-- table: results/folds.json columns: name, r2, cosine -->
+    ...generated, never edited...
+    <!-- end table -->
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from latentlab_shared.errors import UserError
+from latentlab_shared.files import read_json
+
+_BLOCK = re.compile(
+    r"(?P<open><!-- table: (?P<file>\S+)(?: columns: (?P<columns>[^>]*?))? -->\n)"
+    r"(?P<body>.*?)(?P<close><!-- end table -->)",
+    re.DOTALL,
+)
+
+
+def fill(readme: Path) -> str:
+    """The README's text with every marked table written anew."""
+    text = readme.read_text(encoding="utf-8")
+    return _BLOCK.sub(lambda found: _block(found, readme), text)
+
+
+def _block(found: re.Match[str], readme: Path) -> str:
+    path = readme.parent / found["file"]
+    table = read_json(path)
+    wanted = [c.strip() for c in found["columns"].split(",")] if found["columns"] else None
+    return f"{found['open']}{render(table, wanted, str(path))}{found['close']}"
+
+
+def render(table: dict[str, Any], columns: Sequence[str] | None = None, where: str = "table") -> str:
+    """Markdown of one results file: the rows, and below them the command, data, commit, date, machine and seeds."""
+    rows = [{"name": row["name"], **row.get("metrics", {})} for row in table["rows"]]
+    intervals = [row.get("interval", {}) for row in table["rows"]]
+    names = list(columns) if columns else list(dict.fromkeys(key for row in rows for key in row))
+    for name in names:
+        if not any(name in row for row in rows):
+            raise UserError(f"no row has the column {name!r}", where, f"Columns: {', '.join(rows[0]) if rows else ''}")
+    numeric = {n for n in names if all(isinstance(r.get(n), (int, float, type(None))) for r in rows)}
+    lines = ["| " + " | ".join(names) + " |", "|" + "|".join("---:" if n in numeric else "---" for n in names) + "|"]
+    for row, interval in zip(rows, intervals, strict=True):
+        lines.append("| " + " | ".join(_cell(row.get(n), interval.get(n)) for n in names) + " |")
+    seeds = ", ".join(map(str, table.get("seeds", [])))
+    facts = [
+        f"`{table['command']}`",
+        f"data: {table['data']}",
+        f"commit {table['commit']}",
+        table["date"],
+        table["machine"],
+    ]
+    if seeds:
+        facts.append(f"seeds {seeds}")
+    return "\n".join(lines) + "\n\n" + " · ".join(facts) + "\n"
+
+
+def _cell(value: Any, interval: Sequence[float] | None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = _number(value) if isinstance(value, (int, float)) else str(value)
+    return f"{text} [{_number(interval[0])}, {_number(interval[1])}]" if interval else text
+
+
+def _number(value: float) -> str:
+    """Three decimals below 10, fewer above: enough to compare, not more than was measured."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    size = abs(value)
+    return f"{value:.3f}" if size < 10 else f"{value:.1f}" if size < 1000 else f"{value:,.0f}"
