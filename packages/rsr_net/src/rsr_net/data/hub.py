@@ -1,0 +1,58 @@
+"""CNN/DailyMail from the hub, through ``datasets``, imported only when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from latentlab_shared.errors import NeedsExtra, NeedsNetwork, UserError
+
+from rsr_net.data.readers import BadRows
+from rsr_net.data.stories import SPLITS, make_example
+from rsr_net.data.types import Example
+
+DEFAULT = "abisee/cnn_dailymail"
+CONFIGURATION = "3.0.0"
+_HUB_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
+
+
+def read_hub(name: str = DEFAULT, split: str | None = "train", bad: BadRows | None = None) -> Iterator[Example]:
+    """Stream a part of a hub dataset with columns article, highlights and id.
+
+    Args:
+        name: ``OWNER/NAME``, or ``OWNER/NAME@CONFIGURATION``; CNN/DailyMail's is 3.0.0. A local folder works too.
+        split: "train", "valid" or "test"; None reads all three.
+        bad: what to do with malformed rows.
+
+    Raises:
+        NeedsExtra: without the package ``datasets``.
+        NeedsNetwork: when the hub cannot be reached.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise NeedsExtra("datasets", "hub", "latentlab-rsr-net") from None
+    bad = BadRows() if bad is None else bad
+    path, _, configuration = name.partition("@")
+    path = path or DEFAULT
+    if not configuration and path == DEFAULT:
+        configuration = CONFIGURATION
+    for part in (split,) if split else SPLITS:
+        try:
+            rows = datasets.load_dataset(path, configuration or None, split=_HUB_SPLITS[part], streaming=True)
+            first = next(iter(rows), None)
+        except (OSError, ConnectionError, ValueError, RuntimeError) as error:
+            raise NeedsNetwork(
+                f"the dataset cannot be loaded ({' '.join(str(error).split())[:160]})",
+                f"hub:{name}",
+                "Offline, give --data a folder of .story or .jsonl files, or use the built-in --data sample",
+            ) from None
+        if first is not None and not {"article", "highlights"} <= first.keys():
+            raise UserError(f"the columns are {', '.join(first)}", f"hub:{name}", "Needed are article and highlights")
+        for number, row in enumerate(rows):
+            where = f"hub:{name}, {part} row {number}"
+            try:
+                yield make_example(
+                    str(row.get("id", f"{part}-{number}")), row["article"], row["highlights"].splitlines(), where
+                )
+            except UserError as error:
+                bad.report(error)

@@ -1,0 +1,254 @@
+"""One door for every source: ``read_examples`` streams stories, JSONL, text files, the hub, the sample."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from latentlab_shared.errors import UserError
+
+from rsr_net.data.stories import SPLITS, hashed_split, listed_ids, make_example, parse_story, story_files
+from rsr_net.data.types import Example
+
+MAX_TEXT_BYTES = 4 * 2**20  # one article or one row; the longest of CNN/DailyMail has 20 KiB
+_SPLIT_NAMES = {
+    "train": "train",
+    "valid": "valid",
+    "val": "valid",
+    "validation": "valid",
+    "dev": "valid",
+    "test": "test",
+}
+_SPLIT_FILE = re.compile(rf"({'|'.join(_SPLIT_NAMES)})(?:[-_.][\w-]*\d)?\.jsonl(?:\.gz)?")
+_ROW_FORMS = "id, article, highlights (a string with one sentence per line, or a list), or SciTLDR's source, target"
+
+
+@dataclass
+class BadRows:
+    """What is done with rows that cannot be read.
+
+    Attributes:
+        skip: count them and go on, instead of stopping at the first.
+        count: rows that were skipped.
+        first: the first few, as the lines a user would have seen.
+        without_article: stories without article text; those are always left out (CNN/DailyMail has 114).
+    """
+
+    skip: bool = False
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+    without_article: int = 0
+
+    def report(self, error: UserError) -> None:
+        """Raise the error, or count it."""
+        if not self.skip:
+            fix = error.fix or "Correct the row, or leave such rows out with --skip-bad"
+            raise UserError(error.what, error.where, fix) from error
+        self.count += 1
+        if len(self.first) < 5:
+            self.first.append(str(error))
+
+
+def read_examples(
+    source: str | Path = "sample",
+    split: str | None = "train",
+    *,
+    limit: int | None = None,
+    bad: BadRows | None = None,
+    seed: int = 0,
+) -> Iterator[Example]:
+    """Stream the examples of one part of a source.
+
+    Args:
+        source: ``sample``, ``hub:NAME``, a file, or a folder of ``.story``, ``.jsonl(.gz)`` or ``.txt`` files.
+        split: "train", "valid" or "test"; None reads everything.
+        limit: stop after so many examples.
+        bad: what to do with malformed rows; by default the first one stops the reading.
+        seed: of the built-in sample.
+
+    Raises:
+        UserError: for a source that is missing, empty or of no known form, and for a malformed row, by file and line.
+    """
+    if split is not None and split not in SPLITS:
+        raise UserError(f"{split!r} is not a part", "--split", f"Use one of: {', '.join(SPLITS)}")
+    bad = BadRows() if bad is None else bad
+    return islice(_source(str(source), split, bad, seed), limit)
+
+
+def _source(source: str, split: str | None, bad: BadRows, seed: int) -> Iterator[Example]:
+    if source == "sample":
+        return _sample(split, seed)
+    if source.startswith("hub:"):
+        from rsr_net.data.hub import read_hub
+
+        return read_hub(source.removeprefix("hub:"), split, bad)
+    path = Path(source)
+    if not path.exists():
+        raise UserError("there is no such file or folder", path, "Give a folder or file, hub:NAME, or sample")
+    if path.is_dir():
+        return _folder(path, split, bad)
+    if path.suffix == ".story":
+        return _stories([path], bad)
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
+        rows = _jsonl(path, bad)
+        return rows if split is None else (e for e in rows if hashed_split(e.id) == split)
+    return _texts([path], bad)
+
+
+def _sample(split: str | None, seed: int) -> Iterator[Example]:
+    from rsr_net.sample import SIZES, generate
+
+    start = {"train": 0, "valid": SIZES[0], "test": sum(SIZES[:2]), None: 0}[split]
+    end = start + SIZES[SPLITS.index(split)] if split else sum(SIZES)
+    yield from generate(end, seed)[start:]
+
+
+def _folder(folder: Path, split: str | None, bad: BadRows) -> Iterator[Example]:
+    named: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if found := _SPLIT_FILE.fullmatch(path.name):
+            named.setdefault(_SPLIT_NAMES[found[1]], []).append(path)
+    if named:
+        if split is not None and split not in named:
+            raise UserError(f"there is no {split} part; it has: {', '.join(sorted(named))}", folder)
+        wanted = [path for name in SPLITS if split in (None, name) for path in named.get(name, [])]
+        return (example for path in wanted for example in _jsonl(path, bad))
+    if next(folder.rglob("*.story"), None) is not None:
+        return _stories(_of_split(folder, split), bad)
+    if texts := sorted(folder.glob("*.txt")):
+        return _texts(texts, bad)
+    raise UserError(
+        "holds no data that is known", folder, "Known are .story files, train/valid/test.jsonl(.gz) and .txt files"
+    )
+
+
+def _of_split(folder: Path, split: str | None) -> Iterator[Path]:
+    """The story files of one part."""
+    if split is None:
+        yield from story_files(folder)
+        return
+    ids = listed_ids(folder, split)
+    for path in story_files(folder):
+        if (path.stem in ids) if ids is not None else (hashed_split(path.stem) == split):
+            yield path
+
+
+def _stories(paths: Iterator[Path] | list[Path], bad: BadRows) -> Iterator[Example]:
+    for path in paths:
+        try:
+            article, highlights = parse_story(read_text(path))
+            if not article:
+                bad.without_article += 1
+                continue
+            yield make_example(path.stem, article, highlights, path)
+        except UserError as error:
+            bad.report(error)
+
+
+def _texts(paths: list[Path], bad: BadRows) -> Iterator[Example]:
+    for path in paths:
+        try:
+            yield make_example(path.stem, read_text(path), [], path)
+        except UserError as error:
+            bad.report(error)
+
+
+def read_text(path: Path) -> str:
+    """A text file as UTF-8.
+
+    Raises:
+        UserError: if it is missing, empty, too large, binary or not UTF-8.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_TEXT_BYTES:
+            raise UserError(f"too large for one article ({size / 2**20:.1f} MiB)", path, "Split it into articles")
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError("there is no such file", path) from None
+    except IsADirectoryError:
+        raise UserError("is a folder", path, "Give a file") from None
+    except PermissionError:
+        raise UserError("may not be read", path) from None
+    return decode(raw, path)
+
+
+def decode(raw: bytes, where: object) -> str:
+    """Bytes of one text as UTF-8; a ``UserError`` for empty, binary or wrongly encoded input."""
+    if not raw.strip():
+        raise UserError("is empty", where)
+    if b"\x00" in raw:
+        raise UserError("is not text (it has zero bytes)", where)
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"is not UTF-8 (byte {error.start})", where, "Convert it: iconv -t UTF-8") from None
+
+
+def _jsonl(path: Path, bad: BadRows) -> Iterator[Example]:
+    """The rows of a JSONL file, plain or gzipped, in constant memory."""
+    opener: Any = gzip.open if path.name.endswith(".gz") else open
+    number = 0
+    try:
+        with opener(path, "rb") as file:
+            for number, raw in enumerate(_lines(file, path), start=1):
+                try:
+                    if not raw.strip():
+                        continue
+                    yield _row(raw, f"{path}:{number}", f"{path.name.partition('.')[0]}-{number}")
+                except UserError as error:
+                    bad.report(error)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"is damaged after line {number} ({error})", path, "Fetch or make the file again") from None
+    if number == 0:
+        raise UserError("is empty", path)
+
+
+def _lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
+    number = 0
+    while line := file.readline(MAX_TEXT_BYTES + 1):
+        number += 1
+        if len(line) > MAX_TEXT_BYTES:
+            raise UserError(f"the line is longer than {MAX_TEXT_BYTES // 2**20} MiB", f"{path}:{number}")
+        yield line
+
+
+def _row(raw: bytes, where: str, fallback_id: str) -> Example:
+    """One JSON row as an example."""
+    try:
+        row = json.loads(decode(raw, where))
+    except json.JSONDecodeError as error:
+        raise UserError(f"not JSON ({error.msg}, column {error.colno})", where) from None
+    except RecursionError:
+        raise UserError("the JSON is nested too deeply", where) from None
+    if not isinstance(row, dict):
+        raise UserError("the row is not an object", where, f"Known: {_ROW_FORMS}")
+    if "article" in row:
+        article, summary = row["article"], row.get("highlights", [])
+    elif "source" in row:  # SciTLDR: a list of sentences, and one or more one-sentence summaries
+        article, summary = row["source"], row.get("target", [])
+        summary = summary[:1] if isinstance(summary, list) else summary
+    else:
+        raise UserError("the row has neither article nor source", where, f"Known: {_ROW_FORMS}")
+    identifier = row.get("id", row.get("paper_id", fallback_id))
+    return make_example(
+        str(identifier), "\n".join(_texts_of(article, "article", where)), _texts_of(summary, "highlights", where), where
+    )
+
+
+def _texts_of(value: object, key: str, where: str) -> list[str]:
+    """The lines of a field that is a string or a list of strings."""
+    if isinstance(value, str):
+        return value.splitlines()
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return [line for item in value for line in item.splitlines()]
+    if value is None:
+        return []
+    raise UserError(f"{key} is neither a string nor a list of strings", where)

@@ -1,0 +1,105 @@
+"""CNN/DailyMail as published: ``.story`` files, their ``@highlight`` blocks and the lists that split them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from latentlab_shared.errors import UserError
+from latentlab_shared.text import normalise, split_sentences
+
+from rsr_net.data.types import Example
+
+SPLITS = ("train", "valid", "test")
+# In the published lists, the middle part is called "val".
+_LIST_NAMES = {"train": "all_train.txt", "valid": "all_val.txt", "test": "all_test.txt"}
+
+_END_MARKS = (".", "!", "?", "...", "'", "`", '"', "\u2019", "\u201d", ")")
+_PTB = re.compile(r"-[LR][RSC]B-|``| '' | [.,] \S.* [.,](?: |$)")
+# "LONDON, England (CNN) -- ", "(CNN)", "BERLIN (Reuters) - ": where and by whom, not what.
+_PLACE = r"(?:[A-Z][\w.'\u2019-]{0,20}(?:,? [A-Z][\w.'\u2019-]{0,20}){0,4},? )?"
+_DATELINE = re.compile(
+    rf"{_PLACE}\((?:CNN[\w .]{{0,20}}\)\s*(?:--?|[\u2013\u2014])?|[A-Z][\w. ]{{1,24}}\)\s+(?:--?|[\u2013\u2014]))\s*"
+)
+
+
+def clean(text: str) -> str:
+    """One form for all sources: NFC, single blanks, Penn Treebank tokens undone where a text has them."""
+    # Only the beginning is looked at: a tokenised text is tokenised everywhere. The hub's highlights end in " .".
+    return normalise(text, ptb=bool(_PTB.search(text[:2000])) or text.rstrip().endswith(" ."))
+
+
+def make_example(identifier: str, article: str, highlights: list[str], where: object) -> Example:
+    """Build an example from raw text.
+
+    Args:
+        identifier: the source's id.
+        article: paragraphs as lines.
+        highlights: the summary's sentences; a missing end mark is added. One line is split into its sentences.
+        where: what an error names.
+
+    Raises:
+        UserError: when no word is left in the article.
+    """
+    sentences = split_sentences(_without_dateline(clean(article)))
+    if not any(any(character.isalnum() for character in sentence) for sentence in sentences):
+        raise UserError("there is no article text", where)
+    lines = [cleaned for line in highlights if (cleaned := clean(line))]
+    if len(lines) == 1:
+        lines = split_sentences(lines[0])
+    ended = (line if line.endswith(_END_MARKS) else f"{line}." for line in lines)
+    return Example(identifier, tuple(sentences), tuple(ended))
+
+
+def _without_dateline(text: str) -> str:
+    found = _DATELINE.match(text)
+    return text[found.end() :] if found else text
+
+
+def parse_story(text: str) -> tuple[str, list[str]]:
+    """The article's lines and the highlights of a ``.story`` text.
+
+    After the first ``@highlight`` every line that is not empty is a highlight. CR LF and a missing article are fine.
+
+    Source: make_datafiles.py of See et al. 2017, whose split of 287,226 / 13,368 / 11,490 everyone reports on.
+    """
+    article: list[str] = []
+    highlights: list[str] = []
+    seen = False
+    for raw in text.lstrip("\ufeff").splitlines():
+        line = raw.strip()
+        if line.startswith("@highlight"):
+            seen = True
+        elif line:
+            (highlights if seen else article).append(line)
+    return "\n".join(article), highlights
+
+
+def article_id(url: str) -> str:
+    """The id CNN/DailyMail gives an article: the sha1 of its address."""
+    return hashlib.sha1(url.strip().encode()).hexdigest()
+
+
+def hashed_split(identifier: str, valid: float = 0.05, test: float = 0.05) -> str:
+    """The part an id belongs to, the same on every machine and whatever else the folder holds."""
+    drawn = int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:8], "big") / 2**64
+    return "test" if drawn < test else "valid" if drawn < test + valid else "train"
+
+
+def story_files(folder: Path) -> Iterator[Path]:
+    """All ``.story`` files below a folder, in an order that does not depend on the file system."""
+    return iter(sorted(folder.rglob("*.story"), key=lambda path: path.name))
+
+
+def listed_ids(folder: Path, split: str) -> frozenset[str] | None:
+    """The ids of a part from ``url_lists/all_{train,val,test}.txt``; None when there are no lists."""
+    lists = folder / "url_lists"
+    if not lists.is_dir():
+        return None
+    path = lists / _LIST_NAMES[split]
+    if not path.is_file():
+        raise UserError(f"the url list of the {split} part is missing", path)
+    with path.open(encoding="utf-8") as lines:
+        return frozenset(article_id(line) for line in lines if line.strip())
