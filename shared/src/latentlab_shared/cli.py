@@ -227,10 +227,11 @@ def verb(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., N
 
 def guarded(work: Callable[[], None], verbose: bool = False) -> int:
     """Run ``work`` and return the exit code; a failure is one line on stderr (and a traceback when verbose)."""
+    raised: BaseException | None = None
     try:
         work()
     except UserError as error:
-        code, line = error.exit_code, f"error: {error}"
+        raised, code, line = error, error.exit_code, f"error: {error}"
     except KeyboardInterrupt as error:
         code, line = 130, f"interrupted{f': {error}' if str(error) else ''}"
     except BrokenPipeError:
@@ -241,15 +242,15 @@ def guarded(work: Callable[[], None], verbose: bool = False) -> int:
         raise
     except Exception as error:
         message = " ".join(str(error).split())[:300]
-        code, line = 1, f"failed: {type(error).__name__}: {message}"
+        raised, code, line = error, 1, f"failed: {type(error).__name__}: {message}"
         if not verbose:
             line += " (run again with -v for the traceback)"
     else:
         return 0
-    if verbose:
+    if verbose and raised is not None:
         import traceback
 
-        traceback.print_exc()
+        traceback.print_exception(raised)
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
     return code

@@ -1,0 +1,150 @@
+"""The grammar, through a real command in a real process."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROGRAM = '''
+from typing import Annotated
+import typer
+from latentlab_shared.cli import ConfigFile, Device, DeviceName, Limit, Output, Seed, Sets, new_app, run, table, verb
+from latentlab_shared.errors import RunFailed, UserError
+
+app = new_app("demo-net", "latentlab-shared", "A demonstration.")
+
+@verb(app)
+def train(out: Output, what: Annotated[str, typer.Argument()] = "ok", config: ConfigFile = None, sets: Sets = None,
+          seed: Seed = 0, device: Device = DeviceName.auto, limit: Limit = None) -> None:
+    """Train a model."""
+    if what == "wrong":
+        raise UserError("the label is missing", "data.tsv:3", "Add a third column")
+    if what == "failed":
+        raise RunFailed("the loss is not finite", "step 7", "Lower the learning rate")
+    if what == "bug":
+        raise ZeroDivisionError("line one\\nline two")
+    if what == "wait":
+        import time
+        out.stderr.print("ready")
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("go on with: demo-net train --resume runs/x") from None
+    if what == "many":
+        for i in range(100000):
+            print(i)
+    out.log("a log line")
+    for _ in out.track([1, 2], "working"):
+        pass
+    out.result({"r2": 0.5, "nan": float("nan"), "seed": seed, "sets": sets}, table([{"name": "x", "r2": 0.51234567}]))
+
+@verb(app, "bench")
+def measure(out: Output) -> None:
+    """Measure ratios."""
+    out.result({"results": []})
+
+run(app, "demo-net")
+'''
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "demo.py"
+    path.write_text(PROGRAM)
+    return path
+
+
+def call(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(program), *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_result_goes_to_stdout_and_logs_to_stderr(program: Path) -> None:
+    done = call(program, "train", "--seed", "3", "--set", "a=1", "--set", "b=2")
+    assert done.returncode == 0
+    assert "0.5123" in done.stdout and "a log line" not in done.stdout
+    assert done.stderr.strip() == "a log line"  # and no progress bar: stderr is not a terminal
+
+
+def test_json_is_one_object_with_null_for_nan(program: Path) -> None:
+    done = call(program, "train", "--json", "--quiet", "--set", "a=1")
+    assert json.loads(done.stdout) == {"r2": 0.5, "nan": None, "seed": 0, "sets": ["a=1"]}
+    assert done.stdout.count("\n") == 1 and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (["train", "wrong"], 2, "error: data.tsv:3: the label is missing. Add a third column"),
+        (["train", "failed"], 1, "error: step 7: the loss is not finite. Lower the learning rate"),
+        (["train", "bug"], 1, "failed: ZeroDivisionError: line one line two (run again with -v for the traceback)"),
+        (["trian"], 2, "error: No such command 'trian'. Did you mean 'train'? Try: demo-net --help"),
+        (["train", "--sed", "1"], 2, "--sed"),
+        (["train", "--seed", "x"], 2, "--seed"),
+        (["train", "--seed", "-1"], 2, "--seed"),
+        (["train", "--limit", "0"], 2, "--limit"),
+        (["train", "--device", "tpu"], 2, "--device"),
+        ([], 2, "error: Missing command. Try: demo-net --help"),
+    ],
+)
+def test_a_failure_is_one_line_and_the_right_code(program: Path, arguments: list[str], code: int, line: str) -> None:
+    done = call(program, *arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.count("\n") == 1 and line in done.stderr
+
+
+def test_verbose_adds_the_traceback(program: Path) -> None:
+    done = call(program, "train", "bug", "-v")
+    assert done.returncode == 1 and "Traceback" in done.stderr and "failed: ZeroDivisionError" in done.stderr
+
+
+def test_version_and_help(program: Path) -> None:
+    assert call(program, "--version").stdout == "demo-net 0.1.0\n"
+    helped = call(program, "train", "--help")
+    assert helped.returncode == 0
+    for flag in ("--config", "--set", "--seed", "--device", "--limit", "--json", "--quiet", "-q", "--verbose", "-v"):
+        assert flag in helped.stdout
+
+
+def test_ctrl_c_leaves_with_130_and_says_how_to_go_on(program: Path) -> None:
+    command = [sys.executable, str(program), "train", "wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().strip() == "ready"
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert rest == "interrupted: go on with: demo-net train --resume runs/x\n"
+
+
+def test_a_closed_pipe_is_no_error(program: Path) -> None:
+    line = f"{sys.executable} {program} train many | head -1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "0\n" and "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_the_grammar_loads_no_framework() -> None:
+    modules = [
+        "cli",
+        "config",
+        "errors",
+        "files",
+        "runs",
+        "provenance",
+        "tables",
+        "plots",
+        "metrics",
+        "text",
+        "embeddings",
+    ]
+    code = (
+        f"import sys\nfor m in {modules!r}: __import__('latentlab_shared.' + m)\n"
+        "heavy = {'torch', 'tensorflow', 'transformers', 'sklearn', 'matplotlib', 'pyarrow', 'scipy'}\n"
+        "sys.exit(' '.join(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.strip()) == (0, ""), done.stderr
