@@ -1,0 +1,95 @@
+# `make help` explains every target. Nothing but git, make, Python 3.11+ and a package index is needed.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help install lock lock-check lint format types layers tables tables-check test test-slow test-all build demo \
+        bench clean
+
+comma := ,
+empty :=
+space := $(empty) $(empty)
+# uv does not read pip's folders of local wheels (a CPU build of torch, say), so they are passed on.
+export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
+# The full MODEL and DATA profile, or the built-in sample.
+PROFILE ?= sample
+PYTHON ?= python3
+UV ?= $(or $(shell command -v uv),.uv/bin/uv)
+RUN := $(UV) run
+PACKAGES := $(notdir $(patsubst %/pyproject.toml,%,$(wildcard packages/*/pyproject.toml)))
+
+help: ## Show this list
+	@echo "Latent Text Lab. Targets:"
+	@grep -hE '^[a-z][a-z0-9_%-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' \
+	  | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
+	@echo "Variables: PROFILE=sample|full (train, eval), UV (path of uv), PIP_FIND_LINKS (folder of local wheels)."
+
+.uv/bin/uv:
+	@echo "uv is missing: installing it into .uv/"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 8))' \
+	  || { echo "error: $(PYTHON) is too old. Give another: make PYTHON=python3.11 ..."; exit 2; }
+	@if $(PYTHON) -m venv .uv; then .uv/bin/python -m pip install --quiet uv; \
+	 else $(PYTHON) -m pip install --quiet --target .uv/lib uv && mkdir -p .uv/bin && ln -sf ../lib/bin/uv .uv/bin/uv; fi
+
+install: $(filter .uv/bin/uv,$(UV)) ## Set up .venv with every package and the developers' tools
+	$(UV) sync $(if $(wildcard .venv),--quiet)
+
+lock: install ## Resolve anew: write uv.lock (generated) and requirements.lock (committed)
+	$(RUN) python scripts/lock.py --uv "$$(command -v $(UV))"
+
+lock-check: install ## Fail if requirements.lock is not what pyproject.toml resolves to
+	$(RUN) python scripts/lock.py --check --uv "$$(command -v $(UV))"
+
+lint: install ## Check style
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+format: install ## Mend style
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+types: install ## Check types (mypy, strict)
+	$(RUN) mypy shared/src $(PACKAGES:%=packages/%/src) scripts
+
+layers: install ## Check that imports run one way, as CONTRIBUTING.md draws them
+	$(RUN) lint-imports
+
+tables: install ## Write the README tables from results/*.json
+	$(RUN) python scripts/results_table.py
+
+tables-check: install ## Fail if a README table differs from its results file
+	$(RUN) python scripts/results_table.py --check
+
+# One process per package: two frameworks in one process are slow to load and may load two OpenMP runtimes.
+test: install ## Run the quick tests, package by package (under 10 minutes on 2 cores)
+	@set -e; for part in shared $(PACKAGES:%=packages/%) tests; do echo "== $$part"; $(RUN) pytest -q $$part; done
+
+test-slow: install ## Run only the slow tests: fresh clones, clean installs, wheels, killed processes
+	@set -e; for part in shared $(PACKAGES:%=packages/%) tests; do echo "== $$part (slow)"; \
+	  $(RUN) pytest -q -m slow $$part || [ $$? -eq 5 ]; done
+
+test-all: test test-slow ## Run every test
+
+test-%: install ## Run the quick tests of one package, such as test-rsr_net
+	$(RUN) pytest -q packages/$*
+
+build: install ## Build the wheels and sdists of all packages into dist/
+	$(UV) build --quiet --all-packages --out-dir dist
+
+demo: install ## Run the main job of every system on built-in samples; writes runs/demo/index.html
+	$(RUN) python scripts/demo.py
+
+bench: install ## Run every benchmark; one JSON object each, below runs/bench/
+	@mkdir -p runs/bench
+	$(RUN) latentlab-cache bench --json > runs/bench/cache.json
+	$(RUN) rsr-net bench --json > runs/bench/rsr_net.json
+
+train-rsr: install ## Train rsr_net (PROFILE=sample: under a minute; PROFILE=full: CNN/DailyMail and BART-base)
+	$(RUN) rsr-net train --profile $(PROFILE) $(ARGS)
+
+eval-rsr: install ## Evaluate the model that train-rsr wrote
+	$(RUN) rsr-net evaluate --profile $(PROFILE) $(ARGS)
+
+serve-rsr: install ## Serve the model that train-rsr wrote, with its page, on loopback
+	$(RUN) rsr-net serve $(ARGS)
+
+clean: ## Remove everything that is generated (runs/ stays)
+	rm -rf .venv .uv uv.lock dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache site

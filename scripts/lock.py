@@ -1,0 +1,64 @@
+"""Write requirements.lock (pinned, with hashes, without addresses), or with --check fail when it is out of date.
+
+uv.lock names the index that each file came from, so it is generated and not committed. What it holds follows from
+pyproject.toml alone: ``exclude-newer`` hides every later release, and folders of local wheels are left out here.
+"""
+
+import argparse
+import difflib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCK = ROOT / "requirements.lock"
+HEADER = "# Written by `make lock`: every dependency of every package, pinned and hashed. Do not edit.\n"
+
+
+def resolve(uv: str) -> str:
+    """Resolve a copy of the workspace's metadata, so that an uv.lock in the checkout has no say."""
+    env = {k: v for k, v in os.environ.items() if k not in ("UV_FIND_LINKS", "VIRTUAL_ENV")}
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for project in [ROOT, ROOT / "shared", *sorted(p.parent for p in ROOT.glob("packages/*/pyproject.toml"))]:
+            target = copy / project.relative_to(ROOT)
+            target.mkdir(parents=True, exist_ok=True)
+            for name in ("pyproject.toml", "build_backend.py", "README.md"):
+                if (project / name).is_file():
+                    shutil.copy(project / name, target / name)
+        flags = ["--all-packages", "--all-groups", "--no-emit-workspace", "--no-header", "--no-annotate", "--quiet"]
+        done = subprocess.run(
+            [uv, "export", "--format", "requirements-txt", *flags], cwd=copy, env=env, capture_output=True, text=True
+        )
+    if done.returncode:
+        sys.exit(f"error: uv could not resolve the workspace:\n{done.stderr.strip()}")
+    return HEADER + done.stdout
+
+
+def main() -> int:
+    """Write or check the file; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    parser.add_argument("--uv", default="uv", help="the uv to use")
+    arguments = parser.parse_args()
+    wanted = resolve(arguments.uv)
+    if not arguments.check:
+        LOCK.write_text(wanted, encoding="utf-8")
+        subprocess.run([arguments.uv, "lock", "--quiet"], cwd=ROOT, check=True)
+        print(f"wrote {LOCK.name}: {sum('==' in line for line in wanted.splitlines())} packages")
+        return 0
+    held = LOCK.read_text(encoding="utf-8") if LOCK.exists() else ""
+    if held == wanted:
+        print(f"{LOCK.name} agrees with pyproject.toml")
+        return 0
+    changes = [line for line in difflib.unified_diff(held.splitlines(), wanted.splitlines(), "held", "wanted", n=0)]
+    print("\n".join(changes[:40]))
+    print(f"error: {LOCK.name} is out of date. Run: make lock")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
