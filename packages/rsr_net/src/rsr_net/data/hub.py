@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from latentlab_shared.errors import NeedsExtra, NeedsNetwork, UserError
-
 from rsr_net.data.readers import BadRows
 from rsr_net.data.stories import SPLITS, make_example
 from rsr_net.data.types import Example

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from latentlab_shared.errors import UserError
-
 from rsr_net.data.stories import SPLITS, hashed_split, listed_ids, make_example, parse_story, story_files
 from rsr_net.data.types import Example
 

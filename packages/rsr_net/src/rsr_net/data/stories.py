@@ -9,7 +9,6 @@ from pathlib import Path
 
 from latentlab_shared.errors import UserError
 from latentlab_shared.text import normalise, split_sentences
-
 from rsr_net.data.types import Example
 
 SPLITS = ("train", "valid", "test")

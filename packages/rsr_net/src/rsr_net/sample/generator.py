@@ -17,7 +17,6 @@ from string import Formatter
 from typing import Any
 
 from latentlab_shared.files import write_text
-
 from rsr_net.data.types import Example
 
 SIZES = (400, 100, 100)  # articles for training, validation and test
