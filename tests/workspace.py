@@ -1,0 +1,34 @@
+"""What the tests of the whole workspace share."""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One installable package of the workspace."""
+
+    folder: Path
+    project: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.project["project"]["name"])
+
+    @property
+    def module(self) -> str:
+        (package,) = self.project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+        return Path(package).name
+
+    @property
+    def scripts(self) -> dict[str, str]:
+        return dict(self.project["project"].get("scripts", {}))
+
+
+def members() -> list[Member]:
+    folders = [ROOT / "shared", *sorted(p.parent for p in ROOT.glob("packages/*/pyproject.toml"))]
+    return [Member(f, tomllib.loads((f / "pyproject.toml").read_text())) for f in folders]
