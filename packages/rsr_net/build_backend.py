@@ -43,5 +43,5 @@ class Dependencies(MetadataHookInterface):
 
 def by_path(requirement: str, folder: Path) -> str:
     """``latentlab-shared[x]>=0.1`` becomes ``latentlab-shared[x] @ file:///…/shared``; others stay."""
-    found = re.fullmatch(rf"({SHARED}(?:\[[^\]]*\])?)[^@]*", requirement)
+    found = re.fullmatch(rf"({SHARED}(?:\[[^\]]*\])?)\s*(?:[<>=!~].*)?", requirement)
     return f"{found[1]} @ {folder.as_uri()}" if found else requirement
