@@ -54,11 +54,11 @@ class DecoderConfig:
     """
 
     input_dim: int
-    vocabulary: int = 2000
-    width: int = 192
+    vocabulary: int = 1200
+    width: int = 128
     layers: int = 2
     heads: int = 4
-    prefix: int = 8
+    prefix: int = 4
     max_tokens: int = 80
 
 
@@ -82,6 +82,8 @@ class VectorDecoder(nn.Module):
         self.register_buffer("scale", torch.ones(()))
         self.to_prefix = nn.Linear(config.input_dim, config.prefix * width)
         self.pieces = nn.Embedding(tokenizer.get_vocab_size(), width, padding_idx=PAD)
+        # The same matrix makes the logits: rows of length near one keep the first ones near zero.
+        nn.init.normal_(self.pieces.weight, std=width**-0.5)
         self.places = nn.Parameter(torch.randn(config.prefix + config.max_tokens, width) * 0.02)
         layer = nn.TransformerEncoderLayer(
             width, config.heads, 4 * width, dropout=0.1, activation="gelu", batch_first=True, norm_first=True
@@ -105,9 +107,9 @@ class VectorDecoder(nn.Module):
         texts: Sequence[str],
         vectors: Tensor,
         *,
-        epochs: int = 20,
-        batch_size: int = 64,
-        learning_rate: float = 2e-3,
+        epochs: int = 12,
+        batch_size: int = 32,
+        learning_rate: float = 3e-3,
         noise: float = 0.3,
         seed: int = 0,
         config: DecoderConfig | None = None,
@@ -150,7 +152,7 @@ class VectorDecoder(nn.Module):
             )
             model.train()
             for _ in range(epochs):
-                for picked in torch.split(torch.randperm(len(rows)), batch_size):
+                for picked in _batches([len(row) for row in rows], batch_size):
                     batch = _pad([rows[i] for i in picked.tolist()])  # (B, N + 1)
                     given = unit[picked]
                     given = given + noise * torch.randn_like(given) / given.shape[-1] ** 0.5
@@ -210,6 +212,13 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> Tokenizer:
     return tokenizer
 
 
+def _batches(lengths: list[int], size: int) -> list[Tensor]:
+    """Row numbers in random batches of similar length, so that little is padded."""
+    noisy = torch.tensor(lengths) + 8 * torch.rand(len(lengths))
+    batches = torch.split(noisy.argsort(), size)
+    return [batches[i] for i in torch.randperm(len(batches)).tolist()]
+
+
 def _pad(rows: list[list[int]]) -> Tensor:
     return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=PAD)
 
@@ -256,7 +265,7 @@ class BartVectorDecoder:
     ) -> None:
         self.model: Any = model  # transformers' own annotations do not hold for a composed class
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
-        self.model.eval()
+        self.model.train(False)
 
     @classmethod
     def from_pretrained(cls, name: str, max_tokens: int = 80) -> BartVectorDecoder:
