@@ -60,7 +60,7 @@ def uses(python: Path, member: Member, cwd: Path) -> None:
 
 
 def test_make_train_and_uv_run_pytest(clone: Path) -> None:
-    sh("make", "train-rsr", "ARGS=--json --output-dir runs/rsr_net/card --set training.epochs=2", cwd=clone)
+    sh("make", "train-rsr", "ARGS=--json --output-dir runs/rsr_net/card --set train.epochs=2", cwd=clone)
     assert (clone / "runs" / "rsr_net" / "card" / "README.md").is_file()
     done = sh("uv", "run", "pytest", "-q", "packages/rsr_net", "-k", "recursion", cwd=clone)
     assert " passed" in done.stdout
@@ -89,8 +89,8 @@ def test_pip_install_alone(member: Member, clone: Path, constraint: Path, tmp_pa
     uses(python, member, tmp_path)
 
 
-@pytest.mark.parametrize("member", PACKAGES, ids=[m.name for m in PACKAGES])
-def test_pip_install_from_git(member: Member, clone: Path, constraint: Path, tmp_path: Path) -> None:
+def test_pip_install_from_git(clone: Path, constraint: Path, tmp_path: Path) -> None:
+    member = PACKAGES[0]  # the packages are built alike; one shows the way
     python = clean_environment(tmp_path / "env")
     source = f"git+file://{clone}#subdirectory=packages/{member.folder.name}"
     sh(str(python), "-m", "pip", "install", "-q", "-c", str(constraint), source, cwd=tmp_path)
@@ -106,32 +106,19 @@ def test_wheels_name_no_folder_and_install(clone: Path, constraint: Path, tmp_pa
             (name,) = [n for n in archive.namelist() if n.endswith("METADATA")]
             assert b"file:" not in archive.read(name)
             assert not [n for n in archive.namelist() if "/tests/" in n]
+    python = clean_environment(tmp_path / "env")
+    names = [member.name for member in PACKAGES]
+    links = ["--find-links", str(tmp_path / "dist")]
+    sh(str(python), "-m", "pip", "install", "-q", "-c", str(constraint), *links, *names, cwd=tmp_path)
     for member in PACKAGES:
-        python = clean_environment(tmp_path / member.module)
-        links = str(tmp_path / "dist")
-        sh(
-            str(python),
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "-c",
-            str(constraint),
-            "--find-links",
-            links,
-            member.name,
-            cwd=tmp_path,
-        )
         uses(python, member, tmp_path)
 
 
 def test_an_installed_package_does_its_job_without_the_checkout(clone: Path, constraint: Path, tmp_path: Path) -> None:
     python = clean_environment(tmp_path / "env")
-    sh(str(python), "-m", "pip", "install", "-q", "-c", str(constraint), "./packages/rsr_net", cwd=clone)
+    sh("uv", "pip", "install", "-q", "-p", str(python), "-c", str(constraint), "./packages/rsr_net", cwd=clone)
     command = str(python.parent / "rsr-net")
-    sh(command, "train", "--json", "--set", "training.epochs=2", cwd=tmp_path)
-    (tmp_path / "a.txt").write_text(
-        "The river rose by two metres. Schools were closed. Nobody was hurt. The mayor spoke."
-    )
+    sh(command, "train", "--json", "--set", "train.epochs=2", cwd=tmp_path)
+    (tmp_path / "a.txt").write_text("The river rose by two metres. Schools were closed. Nobody was hurt. It went on.")
     summary = json.loads(sh(command, "summarize", "a.txt", "--json", cwd=tmp_path).stdout)
     assert summary
