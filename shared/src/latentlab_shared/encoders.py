@@ -69,7 +69,7 @@ def load_encoder(
     pooling: Pooling = "mean",
     layer: int = -1,
     window: Window = "mean",
-    overlap: int = 32,
+    overlap: int | None = None,
     batch_tokens: int = 8192,
     int8: bool = False,
     normalise: bool | None = None,
@@ -88,7 +88,8 @@ def load_encoder(
         window: texts over ``max_length``: ``mean`` reads them in overlapping windows and pools over all their tokens
             (``first``: the windows' vectors weighted by their tokens), ``truncate`` cuts them and logs how many,
             ``error`` refuses them.
-        overlap: tokens that neighbouring windows share as context; each token is pooled in one window only.
+        overlap: tokens that neighbouring windows share as context; each token is pooled in one window only. None for
+            32, or a quarter of a short window.
         batch_tokens: padded tokens per batch.
         int8: dynamic quantisation of the linear layers (CPU only): smaller and faster, slightly other vectors.
         normalise: give vectors the length one; None for what the model's folder says (sentence-transformers), else no.
@@ -112,10 +113,10 @@ def load_encoder(
             raise UserError("this encoder has no such option", option, "Leave it out, or choose a transformer")
         return LsaEncoder.load(Path(name).expanduser()) if is_lsa else TinyEncoder()
     settings = _Settings(max_length, pooling, layer, window, overlap, batch_tokens, int8, normalise)
-    chosen = _choose_device(device, int8)
     if name == "tiny-bart":
-        return _tiny_bart(settings, chosen)
+        return _tiny_bart(settings, _choose_device(device, int8))
     files = find_model(name, revision, local_files_only)
+    chosen = _choose_device(device, int8)
     network, tokenizer = _load_network(files, chosen)
     limit, normalised = sentence_transformer_settings(files.folder)
     return TransformerEncoder(network, tokenizer, files, settings, chosen, made_for=limit, made_normalised=normalised)
@@ -129,7 +130,7 @@ class _Settings:
     pooling: Pooling
     layer: int
     window: Window
-    overlap: int
+    overlap: int | None
     batch_tokens: int
     int8: bool
     normalise: bool | None
@@ -178,6 +179,12 @@ class TransformerEncoder:
         self._prefix, self._suffix = _special_tokens(tokenizer)
         self._pad = int(next((p for p in (config.pad_token_id, tokenizer.pad_token_id) if p is not None), 0))
         self.max_length = self._checked_length(config, made_for)
+        self._room = self.max_length - len(self._prefix) - len(self._suffix)
+        self.overlap = min(32, self._room // 4) if settings.overlap is None else settings.overlap
+        if not 0 <= self.overlap < self._room:
+            raise UserError(
+                f"windows of {self._room} tokens must be longer than their overlap", f"overlap={self.overlap}"
+            )
         layers = int(config.num_hidden_layers)
         if not -layers - 1 <= settings.layer <= layers:
             raise UserError(f"the model has layers 0 to {layers} (or -1 for the last)", f"layer={settings.layer}")
@@ -199,9 +206,6 @@ class TransformerEncoder:
             raise UserError(f"the model reads at most {positions} tokens", where, "Longer texts are read in windows")
         if length <= special:
             raise UserError(f"no room for text beside {special} special tokens", where)
-        if not 0 <= self.settings.overlap < length - special:
-            fix = f"Choose 0 to {length - special - 1}"
-            raise UserError("windows must be longer than their overlap", f"overlap={self.settings.overlap}", fix)
         if self.settings.batch_tokens < 1:
             raise UserError("a batch needs at least one token", f"batch_tokens={self.settings.batch_tokens}")
         return int(length)
@@ -216,7 +220,7 @@ class TransformerEncoder:
             revision=self.files.revision,
             tokenizer_sha256=self.files.tokenizer_sha256,
             max_length=self.max_length,
-            window=f"{s.window}-overlap-{s.overlap}" if s.window == "mean" else s.window,
+            window=f"{s.window}-overlap-{self.overlap}" if s.window == "mean" else s.window,
             pooling=s.pooling,
             layer=s.layer,
             normalisation="l2" if self.normalise else "none",
@@ -266,8 +270,7 @@ class TransformerEncoder:
         encoded = self._tokenizer(
             texts, add_special_tokens=False, padding=False, truncation=False, return_attention_mask=False, verbose=False
         )
-        room = self.max_length - len(self._prefix) - len(self._suffix)
-        pieces, cut = [], 0
+        room, pieces, cut = self._room, [], 0
         for owner, ids in enumerate(encoded["input_ids"]):
             if not ids or not texts[owner].strip():
                 continue
@@ -277,7 +280,7 @@ class TransformerEncoder:
             if self.settings.window == "truncate":
                 cut += len(ids) > room
                 ids = ids[:room]
-            for start, end, first, last in plan_windows(len(ids), room, self.settings.overlap):
+            for start, end, first, last in plan_windows(len(ids), room, self.overlap):
                 # Special tokens are pooled with every window, as they are with a short text.
                 head, tail = len(self._prefix), len(self._suffix)
                 left = 0 if first == start else head + first - start

@@ -47,10 +47,10 @@ _STARTERS = _set(
     """The A An This That These Those There Here He She It They We You I His Her Its Their Our My Your Who What When
     Where Why How Which While Although Though Because Since If Unless Until After Before During As At By For From In
     On Of Over Under With Without Through To Toward And But Or Nor Yet So Also Thus Hence However Moreover
-    Meanwhile Furthermore Nevertheless Nonetheless Instead Still Even Just Now Today Yesterday Tomorrow Later Earlier Once
+    Meanwhile Furthermore Nevertheless Nonetheless Instead Still Even Just Now Today Yesterday Tomorrow Later Earlier
     Is Are Was Were Do Does Did Has Have Had Can Could Will Would Should May Might Must Not Only All Any Both Each Every
     Then Some Several Many Most Much More Few Other Others Another Such Despite Among Between According Asked Last Next
-    Into Nobody Nothing Everyone Everything Someone Something No Yes Maybe Perhaps Let Please"""
+    Into Once Nobody Nothing Everyone Everything Someone Something No Yes Maybe Perhaps Let Please"""
 )
 
 _ENDS = ".!?\u2026"
