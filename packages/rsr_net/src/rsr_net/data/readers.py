@@ -1,4 +1,4 @@
-"""One door for every source: ``read_examples`` streams stories, JSONL, text files, the hub, the sample."""
+"""One door for every source: ``read_examples`` streams stories, JSONL, text files and the hub."""
 
 from __future__ import annotations
 
@@ -56,21 +56,19 @@ class BadRows:
 
 
 def read_examples(
-    source: str | Path = "sample",
+    source: str | Path,
     split: str | None = "train",
     *,
     limit: int | None = None,
     bad: BadRows | None = None,
-    seed: int = 0,
 ) -> Iterator[Example]:
     """Stream the examples of one part of a source.
 
     Args:
-        source: ``sample``, ``hub:NAME``, a file, or a folder of ``.story``, ``.jsonl(.gz)`` or ``.txt`` files.
+        source: ``hub:NAME``, a file, or a folder of ``.story``, ``.jsonl(.gz)`` or ``.txt`` files.
         split: "train", "valid" or "test"; None reads everything.
         limit: stop after so many examples.
         bad: what to do with malformed rows; by default the first one stops the reading.
-        seed: of the built-in sample.
 
     Raises:
         UserError: for a source that is missing, empty or of no known form, and for a malformed row, by file and line.
@@ -78,19 +76,17 @@ def read_examples(
     if split is not None and split not in SPLITS:
         raise UserError(f"{split!r} is not a part", "--split", f"Use one of: {', '.join(SPLITS)}")
     bad = BadRows() if bad is None else bad
-    return islice(_source(str(source), split, bad, seed), limit)
+    return islice(_source(str(source), split, bad), limit)
 
 
-def _source(source: str, split: str | None, bad: BadRows, seed: int) -> Iterator[Example]:
-    if source == "sample":
-        return _sample(split, seed)
+def _source(source: str, split: str | None, bad: BadRows) -> Iterator[Example]:
     if source.startswith("hub:"):
         from rsr_net.data.hub import read_hub
 
         return read_hub(source.removeprefix("hub:"), split, bad)
     path = Path(source)
     if not path.exists():
-        raise UserError("there is no such file or folder", path, "Give a folder or file, hub:NAME, or sample")
+        raise UserError("there is no such file or folder", path, "Give a file, a folder or hub:NAME")
     if path.is_dir():
         return _folder(path, split, bad)
     if path.suffix == ".story":
@@ -99,14 +95,6 @@ def _source(source: str, split: str | None, bad: BadRows, seed: int) -> Iterator
         rows = _jsonl(path, bad)
         return rows if split is None else (e for e in rows if hashed_split(e.id) == split)
     return _texts([path], bad)
-
-
-def _sample(split: str | None, seed: int) -> Iterator[Example]:
-    from rsr_net.sample import SIZES, generate
-
-    start = {"train": 0, "valid": SIZES[0], "test": sum(SIZES[:2]), None: 0}[split]
-    end = start + SIZES[SPLITS.index(split)] if split else sum(SIZES)
-    yield from generate(end, seed)[start:]
 
 
 def _folder(folder: Path, split: str | None, bad: BadRows) -> Iterator[Example]:

@@ -1,5 +1,5 @@
 """The embedded default: a seeded generator of learnable, news-like articles, and one article to read."""
 
-from rsr_net.sample.generator import SIZES, demo, generate, write_stories
+from rsr_net.sample.generator import demo, generate, sample_split, write_stories
 
-__all__ = ["SIZES", "demo", "generate", "write_stories"]
+__all__ = ["demo", "generate", "sample_split", "write_stories"]

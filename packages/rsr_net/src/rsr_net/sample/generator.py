@@ -17,9 +17,10 @@ from string import Formatter
 from typing import Any
 
 from latentlab_shared.files import write_text
+from rsr_net.data.stories import SPLITS
 from rsr_net.data.types import Example
 
-SIZES = (400, 100, 100)  # articles for training, validation and test
+SIZES = (400, 100, 100)  # articles of SPLITS
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,18 @@ def generate(count: int = 400, seed: int = 0) -> list[Example]:
         identifier = hashlib.sha1(f"sample/{seed}/{number}".encode()).hexdigest()
         examples.append(Example(identifier, tuple(sentences), tuple(f"{line}." for line in summary)))
     return examples
+
+
+def sample_split(split: str, seed: int = 0) -> list[Example]:
+    """One part of the built-in data: 400 articles to train on, 100 to choose by, 100 to report on.
+
+    Args:
+        split: "train", "valid" or "test".
+        seed: of the articles.
+    """
+    at = SPLITS.index(split)
+    start = sum(SIZES[:at])
+    return generate(start + SIZES[at], seed)[start:]
 
 
 def demo() -> Example:
