@@ -1,0 +1,495 @@
+"""Where a cache's rows live: a table for small puts, immutable shards for many, one index over both.
+
+Every change is one transaction of the index, and a shard is whole on disk before the index names it. So a process may
+be killed at any moment: what is not in the index does not exist, and the next ``compact`` sweeps it up.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentlab_shared._fingerprint import KEY_BYTES, Keys
+from latentlab_shared._index import Index
+from latentlab_shared._shards import (
+    Codec,
+    Rows,
+    discard_shard,
+    new_shard,
+    open_shard,
+    publish_shard,
+    shard_path,
+    write_shard,
+)
+from latentlab_shared.errors import UserError
+
+PUT_SHARD_BYTES = 256 << 20  # of one put: the write lock is held while it goes to the disk
+EVICT_TO = 0.9  # eviction goes this far below the limit, so that it is rare
+_FIND_AT_ONCE = 1 << 16
+
+Ints = NDArray[np.int64]
+
+# One blob carries all keys of a statement; SQLite cuts them apart, which spares a bound parameter for each.
+_NTH = f"substr(?1, i * {KEY_BYTES} + 1, {KEY_BYTES})"
+_COUNTED = "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?2) "
+_FIND = f"{_COUNTED} SELECT i, e.shard, e.row FROM n CROSS JOIN entries e ON e.key = {_NTH}"
+_TOUCH = f"{_COUNTED} UPDATE entries SET used = ?3 WHERE key IN (SELECT {_NTH} FROM n)"
+_DELETE = f"{_COUNTED} DELETE FROM entries WHERE key IN (SELECT {_NTH} FROM n)"
+_ENTRIES = f"SELECT substr(?1, key * {KEY_BYTES} + 1, {KEY_BYTES}), ?2, value, ?4 FROM json_each(?3)"
+_INSERT = f"INSERT OR IGNORE INTO entries {_ENTRIES}"
+_MOVE = (
+    f"INSERT INTO entries {_ENTRIES} WHERE true"
+    " ON CONFLICT (key) DO UPDATE SET shard = excluded.shard, row = excluded.row"
+)
+
+
+class Gone(Exception):
+    """A shard's file has left while we held an older state of the index."""
+
+
+class Places(NamedTuple):
+    """Where N keys are: ``shard`` (N,), −1 where missing and 0 for the pending table; ``row`` (N,)."""
+
+    shard: Ints
+    row: Ints
+
+
+class Fetched(NamedTuple):
+    """Encoded rows of N keys.
+
+    ``rows`` (R, row_bytes), in the order of the keys, ``found`` (N,), and ``counts`` (N,): the rows of each key, 0 if
+    it is missing; None in a store of single vectors, where R = N and the rows of missing keys are zero.
+    """
+
+    rows: Rows
+    found: NDArray[np.bool_]
+    counts: Ints | None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A mapped shard: ``matrix`` (rows, row_bytes); ``starts`` (entries + 1,): first rows, None where entry = row."""
+
+    id: int
+    name: str
+    matrix: Rows
+    starts: Ints | None
+
+
+class Store:
+    """Rows by key.
+
+    Args:
+        folder: the cache's folder.
+        index: its index.
+        codec: how rows are encoded.
+        tokens: a key has any number of rows instead of one.
+        shard_rows: a put of so many rows, or so many pending rows, become a shard.
+        max_bytes: the most that live rows may take; None for no limit.
+    """
+
+    def __init__(
+        self, folder: Path, index: Index, codec: Codec, tokens: bool, shard_rows: int, max_bytes: int | None
+    ) -> None:
+        self.folder, self.index, self.codec, self.tokens = folder / "shards", index, codec, tokens
+        self.shard_rows, self.max_bytes = shard_rows, max_bytes
+        self._mapped: dict[int, Shard] = {}
+        self._seen = -1
+
+    # ---------------------------------------------------------------- reading
+
+    def find(self, db: sqlite3.Connection, keys: Keys) -> Places:
+        """Look keys up in one state of the index."""
+        places = Places(np.full(len(keys), -1, np.int64), np.zeros(len(keys), np.int64))
+        for start in range(0, len(keys), _FIND_AT_ONCE):
+            part = keys[start : start + _FIND_AT_ONCE]
+            hits = self._numbers(db.execute(_FIND, (part.tobytes(), len(part))).fetchall(), 3)
+            places.shard[hits[:, 0] + start] = hits[:, 1]
+            places.row[hits[:, 0] + start] = hits[:, 2]
+        return places
+
+    def fetch(self, keys: Keys) -> Fetched:
+        """Read the rows of keys, in their order; a key may come twice.
+
+        Raises:
+            UserError: if the index points to what is not there.
+        """
+        self._forget_old()
+        for last in (False, False, True):
+            with self.index.reading() as db:
+                places = self.find(db, keys)
+                pending = self._pending(db, places.row[places.shard == 0])
+                try:
+                    shards = {i: self.shard(db, i) for i in np.unique(places.shard[places.shard > 0]).tolist()}
+                except Gone as error:  # another process has compacted since: look again
+                    if last:
+                        raise UserError(
+                            "the index points to a shard that is missing", error, "Run: latentlab-cache verify --repair"
+                        ) from None
+                    continue
+            break
+        fetched = self._gather(places, shards, pending)
+        if self.max_bytes is not None and not self.index.read_only:
+            self._touch(keys[fetched.found])
+        return fetched
+
+    def shard(self, db: sqlite3.Connection, number: int) -> Shard:
+        """Map a shard of the index.
+
+        Raises:
+            Gone: if its file is missing.
+            UserError: if it is not what the index says.
+        """
+        if number in self._mapped:
+            return self._mapped[number]
+        row = db.execute("SELECT name, rows, entries, counts FROM shards WHERE id = ?", (number,)).fetchone()
+        if row is None:
+            raise UserError(f"the index has no shard {number}", self.index.path, "Run: latentlab-cache verify --repair")
+        name, rows, entries, counts = row
+        path = shard_path(self.folder, name)
+        try:
+            matrix = open_shard(path, self.codec, rows)
+        except FileNotFoundError:
+            raise Gone(path) from None
+        except OSError as error:
+            raise UserError(f"cannot be read ({error.strerror})", path) from None
+        starts = None
+        if self.tokens:
+            starts = np.concatenate([[0], np.cumsum(np.frombuffer(counts or b"", "<u4"), dtype=np.int64)])
+        if (entries, rows) != ((rows, rows) if starts is None else (len(starts) - 1, int(starts[-1]))):
+            raise UserError("the index contradicts itself", path, "Run: latentlab-cache verify --repair")
+        made = self._mapped[number] = Shard(number, name, matrix, starts)
+        return made
+
+    def shards(self, db: sqlite3.Connection) -> list[Shard]:
+        """All shards, in the order they were made."""
+        return [self.shard(db, number) for (number,) in db.execute("SELECT id FROM shards ORDER BY id").fetchall()]
+
+    def _forget_old(self) -> None:
+        """After another connection's commit, let go of shards that have left: a mapped file keeps its disk space."""
+        version = self.index.version()
+        if version != self._seen:
+            self.forget()
+            self._seen = version
+
+    def forget(self) -> None:
+        """Let go of mapped shards that the index no longer names."""
+        with self.index.reading() as db:
+            kept = {number for (number,) in db.execute("SELECT id FROM shards")}
+            self._mapped = {number: shard for number, shard in self._mapped.items() if number in kept}
+
+    def _pending(self, db: sqlite3.Connection, ids: Ints) -> dict[int, Rows]:
+        if not len(ids):
+            return {}
+        query = "SELECT p.id, p.value FROM json_each(?) j CROSS JOIN pending p ON p.id = j.value"
+        return {i: self.unpack(value) for i, value in db.execute(query, (json.dumps(ids.tolist()),))}
+
+    def unpack(self, value: object) -> Rows:
+        """Turn a pending value into rows, (R, row_bytes)."""
+        width = self.codec.row_bytes
+        if not isinstance(value, bytes) or len(value) % width or (not self.tokens and len(value) != width):
+            raise UserError("a stored row has the wrong size", self.index.path, "Run: latentlab-cache verify --repair")
+        return np.frombuffer(value, np.uint8).reshape(-1, width)
+
+    def _gather(self, places: Places, shards: dict[int, Shard], pending: dict[int, Rows]) -> Fetched:
+        found = places.shard >= 0
+        counts: Ints | None = None
+        number, row = places
+        waiting = np.flatnonzero(number == 0)
+        where = np.arange(len(found))  # first output row of every key
+        if self.tokens:
+            counts = np.zeros(len(found), np.int64)
+            row = row.copy()
+            for i, shard in shards.items():
+                here = number == i
+                assert shard.starts is not None
+                entry = self._checked(row[here], len(shard.starts) - 1, shard)
+                row[here], counts[here] = shard.starts[entry], shard.starts[entry + 1] - shard.starts[entry]
+            for at in waiting.tolist():
+                counts[at] = len(self._waiting(pending, row[at]))
+            where = np.concatenate([[0], np.cumsum(counts)])[:-1]
+        total = len(found) if counts is None else int(counts.sum())
+        rows = np.zeros((total, self.codec.row_bytes), np.uint8)
+        for at in waiting.tolist():
+            value = self._waiting(pending, row[at])
+            rows[where[at] : where[at] + len(value)] = value
+        for i, shard in shards.items():
+            here = np.flatnonzero(number == i)
+            source, target = row[here], where[here]
+            if counts is not None:  # one index per row instead of one per key
+                inner = _ranges(counts[here])
+                source = np.repeat(source, counts[here]) + inner
+                target = np.repeat(target, counts[here]) + inner
+            order = np.argsort(source)  # in the order of the file: the disk reads ahead
+            rows[target[order]] = np.asarray(shard.matrix)[self._checked(source[order], len(shard.matrix), shard)]
+        return Fetched(rows, found, counts)
+
+    def _waiting(self, pending: dict[int, Rows], row: np.int64) -> Rows:
+        try:
+            return pending[int(row)]
+        except KeyError:
+            raise UserError(
+                "the index points to a pending row that is missing",
+                self.index.path,
+                "Run: latentlab-cache verify --repair",
+            ) from None
+
+    def _checked(self, rows: Ints, limit: int, shard: Shard) -> Ints:
+        if len(rows) and (rows.min() < 0 or rows.max() >= limit):
+            raise UserError(
+                "the index points beyond a shard's end",
+                self.folder / shard.name,
+                "Run: latentlab-cache verify --repair",
+            )
+        return rows
+
+    def _numbers(self, rows: Sequence[Sequence[object]], columns: int) -> Ints:
+        try:
+            return np.array(rows, dtype=np.int64).reshape(len(rows), columns)
+        except (TypeError, ValueError, OverflowError):
+            raise UserError("the index is damaged (not numbers)", self.index.path, "Delete the folder") from None
+
+    # ---------------------------------------------------------------- writing
+
+    @contextmanager
+    def changing(self) -> Iterator[sqlite3.Connection]:
+        """A writing transaction; when it fails, ids of shards it made may be given again, so no mapping is kept."""
+        try:
+            with self.index.writing() as db:
+                yield db
+        except BaseException:
+            self._mapped = {}
+            raise
+
+    def add(self, keys: Keys, rows: Rows, counts: Ints | None = None) -> int:
+        """Store rows under keys that are not there yet; the others keep what they have.
+
+        Args:
+            keys: (N, 16); of equal ones the first counts.
+            rows: (R, row_bytes), R = N, or the sum of ``counts``.
+            counts: rows of each key, (N,), in a store of tokens.
+
+        Returns:
+            How many keys are new.
+        """
+        keys, rows, counts = _subset(keys, rows, counts, distinct(keys))
+        if len(rows) < self.shard_rows:
+            return self._add_pending(keys, rows, counts)
+        with self.index.reading() as db:
+            missing = np.flatnonzero(self.find(db, keys).shard < 0)
+        if len(missing) < len(keys):
+            keys, rows, counts = _subset(keys, rows, counts, missing)
+        if len(rows) < self.shard_rows:
+            return self._add_pending(keys, rows, counts)
+        return sum(self._add_shard(*piece) for piece in self._pieces(keys, rows, counts))
+
+    def _pieces(self, keys: Keys, rows: Rows, counts: Ints | None) -> Iterator[tuple[Keys, Rows, Ints | None]]:
+        limit = max(1, PUT_SHARD_BYTES // self.codec.row_bytes)
+        ends = np.arange(1, len(keys) + 1) if counts is None else np.cumsum(counts)
+        start, done = 0, 0
+        while start < len(keys):
+            stop = max(start + 1, int(np.searchsorted(ends, done + limit, side="right")))
+            end = int(ends[stop - 1])
+            yield keys[start:stop], rows[done:end], None if counts is None else counts[start:stop]
+            start, done = stop, end
+
+    def _add_pending(self, keys: Keys, rows: Rows, counts: Ints | None) -> int:
+        with self.changing() as db:
+            missing = np.flatnonzero(self.find(db, keys).shard < 0)
+            if not len(missing):
+                return 0
+            keys, rows, counts = _subset(keys, rows, counts, missing)
+            ends = np.arange(1, len(keys) + 1) if counts is None else np.cumsum(counts)
+            values = [part.tobytes() for part in np.split(rows, ends[:-1])]
+            first = db.execute("SELECT coalesce(max(id), 0) + 1 FROM pending").fetchone()[0]
+            ids = np.arange(first, first + len(keys))
+            cut = [key.tobytes() for key in keys]
+            db.executemany("INSERT INTO pending VALUES (?, ?, ?)", zip(ids.tolist(), cut, values, strict=True))
+            self.enter(db, _INSERT, keys, 0, ids)
+            self._grow(db, len(rows))
+            if self._pending_rows(db) >= self.shard_rows:
+                self.flush(db)
+            dead = self._evict(db)
+        self.unlink(dead)
+        return len(keys)
+
+    def _pending_rows(self, db: sqlite3.Connection) -> int:
+        if self.tokens:
+            size = db.execute("SELECT coalesce(sum(length(value)), 0) FROM pending").fetchone()[0]
+            return int(size) // self.codec.row_bytes
+        # The ends of the table give a bound; counting would read all of it at every put.
+        low, high = db.execute("SELECT min(id), max(id) FROM pending").fetchone()
+        return 0 if low is None else int(high - low + 1)
+
+    def flush(self, db: sqlite3.Connection) -> None:
+        """Turn the pending rows into a shard, within a writing transaction."""
+        waiting = db.execute("SELECT key, value FROM pending ORDER BY id").fetchall()
+        if not waiting:
+            return
+        keys = np.frombuffer(b"".join(key for key, _ in waiting), np.uint8).reshape(-1, KEY_BYTES)
+        values = [self.unpack(value) for _, value in waiting]
+        counts = np.array([len(value) for value in values]) if self.tokens else None
+        path = new_shard(self.folder)
+        try:
+            rows = sum(map(len, values))
+            crc = write_shard(path, self.codec, rows, values)
+            number = self.declare(db, path, rows, crc, keys, counts)
+            self.enter(db, _MOVE, keys, number, np.arange(len(keys)))
+            db.execute("DELETE FROM pending")
+            publish_shard(path)
+        except BaseException:
+            discard_shard(path)
+            raise
+
+    def _add_shard(self, keys: Keys, rows: Rows, counts: Ints | None) -> int:
+        path = new_shard(self.folder)
+        # The file is written while the index is filled: neither needs Python's lock for long.
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(write_shard, path, self.codec, len(rows), [rows])
+            try:
+                with self.changing() as db:
+                    number = self.declare(db, path, len(rows), 0, keys, counts)
+                    new = self.enter(db, _INSERT, keys, number, np.arange(len(keys)))
+                    grown = len(rows)
+                    if new < len(keys):  # another process was faster with some keys
+                        ours = self.find(db, keys).shard == number
+                        grown = int(ours.sum() if counts is None else counts[ours].sum())
+                    self._grow(db, grown)
+                    crc = writing.result()
+                    db.execute("UPDATE shards SET crc32 = ?, live = ? WHERE id = ?", (crc, new, number))
+                    publish_shard(path)
+                    dead = self._evict(db)
+            except BaseException:
+                wait([writing])
+                self._discard_unless_named(path)
+                raise
+        self.unlink(dead)
+        return new
+
+    def _discard_unless_named(self, path: Path) -> None:
+        """Clean up after a failure; an interrupt may have come just after the commit."""
+        with suppress(Exception), self.index.reading() as db:
+            if db.execute("SELECT 1 FROM shards WHERE name = ?", (path.name,)).fetchone() is None:
+                discard_shard(path)
+
+    def declare(self, db: sqlite3.Connection, path: Path, rows: int, crc: int, keys: Keys, counts: Ints | None) -> int:
+        """Name a shard in the index, all of its entries live; returns its id."""
+        packed = None if counts is None else counts.astype("<u4").tobytes()
+        values = (path.name, rows, len(keys), len(keys), crc, keys.tobytes(), packed)
+        query = "INSERT INTO shards (name, rows, entries, live, crc32, keys, counts) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        return int(db.execute(query, values).lastrowid or 0)
+
+    def enter(self, db: sqlite3.Connection, statement: str, keys: Keys, shard: int, rows: Ints) -> int:
+        """Insert or move entries; returns how many were changed. ``statement`` is ``_INSERT`` or ``_MOVE``."""
+        order = np.argsort(_prefix(keys))  # in the order of the tree: neighbours fall on the same page
+        clock = db.execute("SELECT clock FROM state").fetchone()[0]
+        values = (keys[order].tobytes(), shard, json.dumps(rows[order].tolist()), clock)
+        return db.execute(statement, values).rowcount
+
+    def move(self, db: sqlite3.Connection, keys: Keys, shard: int) -> None:
+        """Let keys point to entries 0, 1, 2 … of another shard."""
+        self.enter(db, _MOVE, keys, shard, np.arange(len(keys)))
+
+    def _grow(self, db: sqlite3.Connection, rows: int) -> None:
+        db.execute("UPDATE state SET live = live + ?, clock = clock + 1", (rows,))
+
+    # ---------------------------------------------------------------- leaving
+
+    def _touch(self, keys: Keys) -> None:
+        if len(keys):
+            with self.changing() as db:
+                clock = db.execute("SELECT clock FROM state").fetchone()[0]
+                db.execute(_TOUCH, (keys.tobytes(), len(keys), clock))
+                db.execute("UPDATE state SET clock = clock + 1")
+
+    def _evict(self, db: sqlite3.Connection) -> list[Path]:
+        """Drop the least recently used entries if the rows exceed the limit; returns files that nothing needs."""
+        if self.max_bytes is None:
+            return []
+        live = db.execute("SELECT live FROM state").fetchone()[0]
+        if live * self.codec.row_bytes <= self.max_bytes:
+            return []
+        excess = live - int(self.max_bytes * EVICT_TO) // self.codec.row_bytes
+        doomed: list[bytes] = []
+        for key, shard, row in db.execute("SELECT key, shard, row FROM entries ORDER BY used, key"):
+            doomed.append(key)
+            excess -= self._entry_rows(db, shard, row)
+            if excess <= 0:
+                break
+        return self.drop(db, np.frombuffer(b"".join(doomed), np.uint8).reshape(-1, KEY_BYTES))
+
+    def _entry_rows(self, db: sqlite3.Connection, shard: int, row: int) -> int:
+        if not self.tokens:
+            return 1
+        if shard == 0:
+            return len(self.unpack(db.execute("SELECT value FROM pending WHERE id = ?", (row,)).fetchone()[0]))
+        starts = self.shard(db, shard).starts
+        assert starts is not None
+        return int(starts[row + 1] - starts[row])
+
+    def drop(self, db: sqlite3.Connection, keys: Keys) -> list[Path]:
+        """Remove keys that are there; returns the files of shards that are now empty, to unlink after the commit."""
+        places = self.find(db, keys)
+        rows = sum(self._entry_rows(db, *place) for place in zip(*(p.tolist() for p in places), strict=True))
+        db.execute(_DELETE, (keys.tobytes(), len(keys)))
+        ids = places.row[places.shard == 0].tolist()
+        db.execute("DELETE FROM pending WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),))
+        numbers, losses = np.unique(places.shard[places.shard > 0], return_counts=True)
+        pairs = zip(losses.tolist(), numbers.tolist(), strict=True)
+        db.executemany("UPDATE shards SET live = live - ? WHERE id = ?", pairs)
+        db.execute("UPDATE state SET live = live - ?", (rows,))
+        names = [name for (name,) in db.execute("SELECT name FROM shards WHERE live <= 0").fetchall()]
+        db.execute("DELETE FROM shards WHERE live <= 0")
+        return [shard_path(self.folder, name) for name in names]
+
+    def unlink(self, paths: Iterable[Path]) -> None:
+        """Remove files that the committed index no longer names; what cannot go now is swept up later."""
+        for path in paths:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def wasteful(self) -> bool:
+        """Whether more entries in shards are dead than alive."""
+        with self.index.reading() as db:
+            entries, live = db.execute(
+                "SELECT coalesce(sum(entries), 0), coalesce(sum(live), 0) FROM shards"
+            ).fetchone()
+        return bool(entries > 2 * live)
+
+
+def _prefix(keys: Keys) -> NDArray[np.uint64]:
+    """The first eight bytes of keys as numbers that sort as the keys do, but for ties."""
+    return np.ascontiguousarray(keys[:, :8]).view(">u8")[:, 0].astype(np.uint64)
+
+
+def distinct(keys: Keys) -> Ints:
+    """The first occurrence of every key, in order, (M,)."""
+    prefix = np.sort(_prefix(keys))
+    if not (prefix[1:] == prefix[:-1]).any():  # no two begin alike: far cheaper than comparing whole keys
+        return np.arange(len(keys))
+    whole = np.ascontiguousarray(keys).view(f"V{KEY_BYTES}")[:, 0]
+    return np.sort(np.unique(whole, return_index=True)[1])
+
+
+def _ranges(counts: Ints) -> Ints:
+    """0 … c−1 for every count c, joined."""
+    return np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def _subset(keys: Keys, rows: Rows, counts: Ints | None, chosen: Ints) -> tuple[Keys, Rows, Ints | None]:
+    if len(chosen) == len(keys):
+        return keys, rows, counts
+    if counts is None:
+        return keys[chosen], rows[chosen], None
+    starts = np.cumsum(counts) - counts
+    kept = counts[chosen]
+    return keys[chosen], rows[np.repeat(starts[chosen], kept) + _ranges(kept)], kept
