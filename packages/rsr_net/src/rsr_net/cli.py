@@ -1,0 +1,257 @@
+"""The command ``rsr-net``: verbs that parse, call one function and print."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from latentlab_shared.cli import (
+    ConfigFile,
+    Device,
+    DeviceName,
+    Limit,
+    Output,
+    OutputDir,
+    Resume,
+    Seed,
+    Sets,
+    new_app,
+    run,
+    table,
+    verb,
+)
+from latentlab_shared.errors import UserError
+
+if TYPE_CHECKING:
+    from rsr_net.data import Example
+    from rsr_net.inference import Summary
+
+app = new_app("rsr-net", "latentlab-rsr-net", "Summaries by refining an embedding until it stands still.")
+
+SAMPLE_RUN = Path("runs/rsr_net/sample")
+
+Data = Annotated[str, typer.Option("--data", help="sample, hub:NAME, a file or a folder.", envvar="RSR_NET_DATA")]
+Model = Annotated[Path, typer.Option("--model", "-m", help="A run folder, or a saved model.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count malformed rows and go on.")]
+CacheDir = Annotated[Path, typer.Option("--cache-dir", help="Where embeddings are kept.")]
+Split = Annotated[str, typer.Option("--split", help="train, valid or test.")]
+
+
+@verb(app)
+def prepare(
+    out: Output,
+    source: Annotated[
+        str, typer.Option("--source", help="stories (downloads CNN/DailyMail), hub:NAME, a .tgz, a file or a folder.")
+    ] = "stories",
+    output_dir: OutputDir = None,
+    split: Annotated[str, typer.Option("--split", help="published (needs the url lists), or hash.")] = "published",
+    url_lists: Annotated[
+        Path | None, typer.Option("--url-lists", help="Folder with all_train.txt, all_val.txt, all_test.txt.")
+    ] = None,
+    url: Annotated[
+        list[str] | None, typer.Option("--url", help="Another address of the archives; may be given many times.")
+    ] = None,
+    limit: Limit = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Download or convert data to JSONL shards; resumable, checksummed."""
+    from rsr_net.data.prepare import STORY_URLS, prepare
+    from rsr_net.data.readers import BadRows
+
+    folder = output_dir or Path("data/cnndm")
+    lists = url_lists.parent if url_lists and url_lists.name == "url_lists" else url_lists
+    with out.progress("downloading") as advance:
+        account = prepare(
+            source,
+            folder,
+            urls=tuple(url) if url else STORY_URLS,
+            url_lists=lists,
+            split=split,
+            limit=limit,
+            bad=BadRows(skip=skip_bad),
+            log=out.log,
+            advance=advance,
+        )
+    articles = account["articles"]
+    assert isinstance(articles, dict)
+    counted = ", ".join(f"{count} {part}" for part, count in articles.items())
+    left = f"; left out: {account['without_article']} without article, {account['skipped']} malformed"
+    out.result({"folder": str(folder), **account}, f"{folder}: {counted}{left}")
+
+
+@verb(app)
+def train(
+    out: Output,
+    profile: Annotated[
+        str, typer.Option("--profile", help="sample, or full: CNN/DailyMail with BART-base.")
+    ] = "sample",
+    data: Annotated[
+        str | None, typer.Option("--data", help="sample, hub:NAME, a file or a folder; else the profile's.")
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option("--encoder", help="tiny, lsa, minilm, a hub name or a folder; the profile's by default."),
+    ] = None,
+    decoder: Annotated[bool, typer.Option("--decoder", help="Also train a decoder, for --mode generate.")] = False,
+    cache_dir: Annotated[Path, typer.Option("--cache-dir", help="Where embeddings are kept.")] = Path(
+        "runs/embeddings"
+    ),
+    config: ConfigFile = None,
+    sets: Sets = None,
+    output_dir: OutputDir = None,
+    resume: Resume = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw an earlier run in the folder away.")] = False,
+    seed: Seed = 0,
+    device: Device = DeviceName.auto,
+    limit: Limit = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Train a summarizer into a run folder; with no options on the built-in articles, in seconds."""
+    from dataclasses import replace
+
+    from rsr_net.pipeline import PROFILES, RUNS, train_run
+
+    if profile not in PROFILES:
+        raise UserError(f"{profile!r} is not a profile", "--profile", f"Use one of: {', '.join(PROFILES)}")
+    base = PROFILES[profile]
+    settings = replace(
+        base,
+        data=data or base.data,
+        encoder=encoder or base.encoder,
+        limit=limit,
+        skip_bad=skip_bad,
+        decoder=decoder,
+        seed=seed,
+    )
+    # The quickstart is run again and again: its own folder, and nothing else, is replaced without asking.
+    folder = resume or output_dir or RUNS / profile
+    with out.progress("embedding") as advance:
+        results = train_run(
+            folder,
+            settings,
+            config_file=config,
+            overrides=sets or (),
+            resume=resume is not None,
+            overwrite=overwrite or (folder == SAMPLE_RUN and profile == "sample"),
+            device=device.value,
+            cache_dir=cache_dir,
+            log=out.log,
+            advance=advance,
+        )
+    scores = results["validation"]
+    rows = [{"state": name, "R²": s["r2"], "cosine": s["cosine"]} for name, s in scores.items()]
+    out.log(f"the model is in {folder}; try: rsr-net summarize --demo --model {folder}")
+    out.result(results, table(rows, title=f"{folder}: {results['articles']} validation articles"))
+
+
+def _predict(
+    out: Output,
+    source: Annotated[
+        str | None,
+        typer.Argument(help="A text file, a folder of .txt or .story files, or - for stdin.", show_default=False),
+    ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Use the built-in article.")] = False,
+    model: Model = SAMPLE_RUN,
+    mode: Annotated[str, typer.Option("--mode", help="extract, retrieve or generate.")] = "extract",
+    max_sentences: Annotated[int, typer.Option("--max-sentences", "-n", min=1, help="At most so many.")] = 3,
+    explain: Annotated[bool, typer.Option("--explain", help="Show what each step read and how far it went.")] = False,
+    device: Device = DeviceName.auto,
+    limit: Limit = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Summarize a file, a folder (one line per article) or stdin."""
+    from rsr_net.inference import Summarizer
+
+    examples, folder = _articles(source, demo, limit, skip_bad, out)
+    summarizer = Summarizer.from_pretrained(model, device=device.value)
+    summaries = summarizer.summarize_examples(examples, mode, max_sentences)  # type: ignore[arg-type]  # checked there
+    for summary in {s.warning: s for s in summaries if s.warning}.values():
+        out.warn(summary.warning)
+    if folder:
+        named = list(zip(examples, summaries, strict=True))
+        records = [{"id": e.id, **_record(s, explain)} for e, s in named]
+        if out.json:
+            out.result({"summaries": records})
+        else:
+            out.result({}, "\n".join(f"{e.id}\t{s.text}" for e, s in named))
+    elif out.json or not explain:
+        out.result(_record(summaries[0], explain), summaries[0].text)
+    else:
+        out.result({}, _explanation(summaries[0]))
+
+
+verb(app, "summarize")(_predict)
+verb(app, "predict")(_predict)
+
+
+def _articles(
+    source: str | None, demo: bool, limit: int | None, skip_bad: bool, out: Output
+) -> tuple[list[Example], bool]:
+    """The articles to summarize, and whether they came from a folder or a file of many."""
+    from rsr_net.data import BadRows, read_examples
+    from rsr_net.data.readers import decode
+    from rsr_net.data.stories import make_example
+
+    if demo:
+        from rsr_net.sample import demo as built_in
+
+        return [built_in()], False
+    if source is None:
+        raise UserError("nothing to summarize", "rsr-net summarize", "Give a file, a folder, - for stdin, or --demo")
+    if source == "-":
+        return [make_example("stdin", decode(sys.stdin.buffer.read(), "stdin"), [], "stdin")], False
+    bad = BadRows(skip=skip_bad)
+    examples = list(read_examples(source, None, limit=limit, bad=bad))
+    if bad.count or bad.without_article:
+        out.warn(f"left out: {bad.count} malformed, {bad.without_article} without article text")
+    if not examples:
+        raise UserError("there is no article here", source)
+    return examples, Path(source).is_dir() or source.endswith((".jsonl", ".jsonl.gz"))
+
+
+def _record(summary: Summary, explain: bool) -> dict[str, Any]:
+    """What ``--json`` prints; the trace only when it is asked for."""
+    record = summary.to_dict()
+    if not explain:
+        del record["steps"], record["sentences"]
+    return record
+
+
+def _explanation(summary: Summary) -> Any:
+    """The summary, then a table of the steps: on a terminal with colour, else plain."""
+    from rich.console import Group
+    from rich.text import Text
+
+    longest = max((step.residual for step in summary.steps), default=1.0) or 1.0
+    rows = [
+        {
+            "step": step.number,
+            "moved": step.residual,
+            "": "█" * max(1, round(12 * step.residual / longest)),
+            "weight": read.weight,
+            "read most": f"[{read.index}] {_short(read.sentence)}",
+        }
+        for step in summary.steps
+        for read in step.reads[:1]
+    ]
+    picked = Text("\n").join(Text(f"[{i}] {summary.sentences[i]}", style="bold") for i in summary.indices)
+    facts = Text(f"confidence {summary.confidence:.2f}, {len(summary.steps)} steps, {len(summary.sentences)} sentences")
+    if summary.faithfulness is not None:
+        facts.append(f", faithfulness {summary.faithfulness:.2f}")
+    return Group(picked if summary.indices else Text(summary.text, style="bold"), Text(), facts, table(rows))
+
+
+def _short(sentence: str, width: int = 72) -> str:
+    return sentence if len(sentence) <= width else sentence[: width - 1].rstrip() + "…"
+
+
+def main() -> None:
+    """Run the command."""
+    run(app, "rsr-net")
+
+
+if __name__ == "__main__":
+    main()

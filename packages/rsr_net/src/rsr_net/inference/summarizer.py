@@ -1,0 +1,316 @@
+"""The one object a user holds: articles in, summaries out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import torch
+
+from latentlab_shared.errors import RunFailed, UserError
+from latentlab_shared.files import atomic_path, read_json, write_json
+from rsr_net.config import RsrConfig
+from rsr_net.data.embed import embed_examples, encode
+from rsr_net.data.stories import make_example
+from rsr_net.data.types import ArticleVectors, Batch, Example, Floats
+from rsr_net.inference.decoder import TextDecoder, load_decoder
+from rsr_net.inference.extract import select_sentences
+from rsr_net.inference.summary import MODES, Mode, Neighbour, Read, Step, Summary
+from rsr_net.model.refiner import Refinement, Refiner
+
+if TYPE_CHECKING:
+    from latentlab_shared.embeddings import EmbeddingCache
+    from latentlab_shared.encoders import TextEncoder
+
+FORMAT = 1
+_GROUP = 32  # articles refined together
+_READS = 3  # sentences named per step
+_NEIGHBOURS = 3
+_HALT = 1e-3  # an article halts when a step moves its state by less than this share
+
+
+@dataclass(frozen=True)
+class SummaryIndex:
+    """Known summaries and their embeddings, searched exactly.
+
+    Attributes:
+        ids: of their articles, N.
+        texts: the summaries, N.
+        vectors: their embeddings, (N, D).
+    """
+
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    vectors: Floats
+
+    def nearest(self, y: Floats, count: int = _NEIGHBOURS) -> tuple[Neighbour, ...]:
+        """The ``count`` summaries whose cosine with ``y`` (D,) is highest."""
+        lengths = np.linalg.norm(self.vectors, axis=1) * np.linalg.norm(y)
+        cosines = self.vectors @ y / np.maximum(lengths, 1e-12)  # (N,)
+        best = np.argsort(-cosines, kind="stable")[:count]
+        return tuple(Neighbour(self.ids[i], self.texts[i], float(cosines[i])) for i in best)
+
+
+class Summarizer:
+    """A refiner with the encoder it was trained on, and what turns its vectors into words.
+
+    Args:
+        refiner: the trained network.
+        encoder: the encoder of its training vectors.
+        encoder_name: what ``load_encoder`` calls it.
+        config: the run's configuration.
+        index: known summaries, for ``mode="retrieve"``.
+        decoder: for ``mode="generate"``.
+        faithful: faithfulness below which a generated text gets a warning.
+        cache: of embeddings, for large inputs.
+        device: of the refiner.
+    """
+
+    def __init__(
+        self,
+        refiner: Refiner,
+        encoder: TextEncoder,
+        encoder_name: str,
+        config: RsrConfig,
+        *,
+        index: SummaryIndex | None = None,
+        decoder: TextDecoder | None = None,
+        faithful: float = 0.5,
+        cache: EmbeddingCache | None = None,
+        device: str = "cpu",
+    ) -> None:
+        if encoder.dim != config.model.input_dim:
+            raise UserError(
+                f"the encoder gives {encoder.dim} numbers, the refiner takes {config.model.input_dim}",
+                encoder_name,
+                "Use the encoder the model was trained with",
+            )
+        self.refiner = refiner.to(device).eval()
+        self.encoder, self.encoder_name, self.config = encoder, encoder_name, config
+        self.index, self.decoder, self.faithful, self.cache, self.device = index, decoder, faithful, cache, device
+
+    # -- summaries -----------------------------------------------------------------------------------------------
+
+    @overload
+    def summarize(self, text: str, *, mode: Mode = ..., max_sentences: int = ...) -> Summary: ...
+
+    @overload
+    def summarize(self, text: list[str], *, mode: Mode = ..., max_sentences: int = ...) -> list[Summary]: ...
+
+    def summarize(
+        self, text: str | list[str], *, mode: Mode = "extract", max_sentences: int = 3
+    ) -> Summary | list[Summary]:
+        """Summarize one article, or several.
+
+        Args:
+            text: an article, or a list of them. Line breaks end sentences.
+            mode: "extract" picks sentences of the article, "retrieve" finds the nearest known summaries, "generate"
+                writes new words.
+            max_sentences: at most so many sentences are picked.
+
+        Returns:
+            One ``Summary``, or a list in the order of the articles.
+
+        Raises:
+            UserError: for an empty article, an unknown mode, and a mode the model was not trained for.
+        """
+        if isinstance(text, str):
+            return self.summarize_examples([make_example("text", text, [], "text")], mode, max_sentences)[0]
+        examples = [make_example(str(n), article, [], f"text {n}") for n, article in enumerate(text)]
+        return self.summarize_examples(examples, mode, max_sentences)
+
+    def summarize_examples(
+        self, examples: Sequence[Example], mode: Mode = "extract", max_sentences: int = 3
+    ) -> list[Summary]:
+        """Summarize articles that are split into sentences already; see ``summarize``."""
+        if mode not in MODES:
+            raise UserError(f"{mode!r} is not a mode", "--mode", f"Use one of: {', '.join(MODES)}")
+        if max_sentences < 1:
+            raise UserError(f"{max_sentences} sentences are no summary", "--max-sentences", "Ask for at least one")
+        if mode == "retrieve" and self.index is None:
+            raise UserError(
+                "the model has no index of summaries", "--mode retrieve", "Train it again with rsr-net train"
+            )
+        if mode == "generate" and self.decoder is None:
+            raise UserError("the model has no decoder", "--mode generate", "Train one: rsr-net train --decoder")
+        found: list[Summary] = []
+        for at in range(0, len(examples), _GROUP):
+            group = examples[at : at + _GROUP]
+            vectors = list(embed_examples(group, self.encoder, self.cache))
+            refinement = self.refine(vectors)
+            found += [
+                self._summary(example, article, refinement, row, mode, max_sentences)
+                for row, (example, article) in enumerate(zip(group, vectors, strict=True))
+            ]
+        return found
+
+    @torch.no_grad()
+    def refine(self, articles: Sequence[ArticleVectors]) -> Refinement:
+        """The refinement of embedded articles, on the CPU."""
+        refined = self.refiner(Batch.collate(articles).to(self.device), tol=_HALT)
+        if not bool(refined.y.isfinite().all()):
+            raise RunFailed(
+                "the refinement gave numbers that are not finite", fix="The model is damaged; train it again"
+            )
+        return Refinement(**{name: value.cpu() for name, value in vars(refined).items()})
+
+    def _summary(
+        self, example: Example, article: ArticleVectors, refined: Refinement, row: int, mode: Mode, limit: int
+    ) -> Summary:
+        y: Floats = refined.y[row].numpy()  # (D,)
+        indices: tuple[int, ...] = ()
+        neighbours: tuple[Neighbour, ...] = ()
+        faithfulness, warning = None, ""
+        if mode == "extract":
+            indices = tuple(select_sentences(y, article.sentences, max_sentences=limit))
+            text = " ".join(example.sentences[i] for i in indices)
+        elif mode == "retrieve":
+            assert self.index is not None
+            neighbours = self.index.nearest(y)
+            text, warning = neighbours[0].text, "this is the summary of another article, the nearest one known"
+        else:
+            assert self.decoder is not None
+            text = self.decoder.generate(refined.y[row : row + 1])[0]
+            faithfulness = cosine(encode([text], self.encoder)[0], y)
+            if faithfulness < self.faithful:
+                warning = f"the text is not close to what was meant (cosine {faithfulness:.2f} < {self.faithful:.2f})"
+        return Summary(
+            text=text,
+            mode=mode,
+            confidence=float(refined.quality[row]),
+            sentences=example.sentences,
+            indices=indices,
+            steps=_trace(example, refined, row),
+            neighbours=neighbours,
+            faithfulness=faithfulness,
+            warning=warning,
+        )
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model: ``config.json``, ``refiner.safetensors``, and the index and decoder if it has them."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        with atomic_path(folder / "refiner.safetensors") as temporary:
+            save_file({k: v.cpu().contiguous() for k, v in self.refiner.state_dict().items()}, temporary)
+        save_own = getattr(self.encoder, "save", None)  # an encoder that was fitted here travels with the model
+        if save_own is not None:
+            save_own(folder / "encoder")
+        if self.index is not None:
+            with atomic_path(folder / "index.safetensors") as temporary:
+                save_file({"vectors": torch.from_numpy(self.index.vectors)}, temporary)
+            write_json(folder / "index.json", {"ids": self.index.ids, "texts": self.index.texts})
+        if self.decoder is not None:
+            self.decoder.save(folder / "decoder")
+        about = {
+            "format": FORMAT,
+            "config": self.config.to_dict(),
+            "encoder": {
+                "name": "encoder" if save_own is not None else self.encoder_name,
+                "own": save_own is not None,
+                "fingerprint": self.encoder.fingerprint.as_dict(),
+            },
+            "faithful": self.faithful,
+        }
+        write_json(folder / "config.json", about)  # last: a folder with it is whole
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, device: str = "auto", cache: EmbeddingCache | None = None
+    ) -> Summarizer:
+        """Load what ``save_pretrained`` or ``rsr-net train`` wrote.
+
+        Args:
+            folder: the model's folder, or the run folder around it.
+            device: "auto", "cpu", "cuda" or "mps".
+            cache: of embeddings.
+
+        Raises:
+            UserError: if there is no model, a file is damaged, or the encoder is not the one of the training.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        from latentlab_shared.encoders import load_encoder
+
+        home = model_folder(Path(folder))
+        about = read_json(home / "config.json")
+        if not isinstance(about, dict) or about.get("format") != FORMAT:
+            raise UserError(f"is not a model of format {FORMAT}", home / "config.json", "Train it with this version")
+        try:
+            config = RsrConfig.from_dict(about["config"])
+            named, faithful = about["encoder"], float(about["faithful"])
+            encoder = load_encoder(str(home / "encoder") if named["own"] else named["name"], device=device)
+            _check_same(named["fingerprint"], encoder.fingerprint.as_dict(), named["name"])
+            refiner = Refiner(config.model)
+            refiner.load_state_dict(load_file(home / "refiner.safetensors"))
+            index = None
+            if (home / "index.json").is_file():
+                known = read_json(home / "index.json")
+                vectors = load_file(home / "index.safetensors")["vectors"].numpy()
+                index = SummaryIndex(tuple(known["ids"]), tuple(known["texts"]), vectors)
+        except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+            raise UserError(f"the model is damaged ({' '.join(str(error).split())[:160]})", home) from None
+        decoder = load_decoder(home / "decoder") if (home / "decoder").is_dir() else None
+        chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(
+            refiner,
+            encoder,
+            named["name"],
+            config,
+            index=index,
+            decoder=decoder,
+            faithful=faithful,
+            cache=cache,
+            device=chosen,
+        )
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder that holds the weights: the given one, or ``model`` inside a run.
+
+    Raises:
+        UserError: if there is none.
+    """
+    for home in (folder / "model", folder):
+        if (home / "refiner.safetensors").is_file() and (home / "config.json").is_file():
+            return home
+    if (folder / "config.json").is_file():
+        raise UserError("this run has not finished", folder, f"Go on: rsr-net train --resume {folder}")
+    raise UserError(
+        "there is no trained model", folder, "Train one with `rsr-net train`, or give its folder with --model"
+    )
+
+
+def cosine(a: Floats, b: Floats) -> float:
+    """Cosine of two vectors, (D,) each; 0 if one is zero."""
+    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
+
+
+def _check_same(trained: dict[str, Any], loaded: dict[str, Any], name: str) -> None:
+    differing = sorted(key for key in trained.keys() | loaded.keys() if trained.get(key) != loaded.get(key))
+    if differing:
+        raise UserError(
+            f"the encoder is not the one the model was trained with (another {', '.join(differing)})",
+            name,
+            "Restore that encoder, or train again",
+        )
+
+
+def _trace(example: Example, refined: Refinement, row: int) -> tuple[Step, ...]:
+    """The steps one article took, with the sentences each read most."""
+    steps = []
+    for k in range(int(refined.steps_used[row])):
+        weights = refined.attention[k, row, : len(example.sentences)]  # (S,)
+        best = weights.topk(min(_READS, len(weights)))
+        reads = tuple(
+            Read(i, example.sentences[i], weight)
+            for i, weight in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        )
+        steps.append(Step(k + 1, float(refined.residuals[k, row]), reads))
+    return tuple(steps)

@@ -1,0 +1,264 @@
+"""The work behind the verbs: data, encoder, training, the saved model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentlab_shared.config import load_config
+from latentlab_shared.errors import UserError
+from latentlab_shared.runs import RunFolder, model_card
+from rsr_net.config import RsrConfig
+from rsr_net.data import ArticleVectors, BadRows, Example, embed_examples, read_examples
+from rsr_net.data.embed import encode
+from rsr_net.inference.summarizer import Summarizer, SummaryIndex, cosine
+
+if TYPE_CHECKING:
+    from latentlab_shared.embeddings import EmbeddingCache
+    from latentlab_shared.encoders import TextEncoder
+
+RUNS = Path("runs/rsr_net")
+LSA_WIDTH = 256
+_DECODER_TEXTS = 20_000
+_INDEX_SUMMARIES = 20_000
+_CHECKED = 64  # texts that set the faithfulness threshold
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run was asked for; ``config.json`` of a run folder.
+
+    Attributes:
+        data: "sample", "hub:NAME", a file or a folder.
+        encoder: "tiny", "lsa", "minilm", a hub name or a folder.
+        limit: training articles at most; a tenth as many, and ten at least, for validation.
+        skip_bad: leave malformed rows out.
+        decoder: train one for the ``generate`` mode.
+        seed: of everything.
+        rsr: the model and its training.
+    """
+
+    data: str = "sample"
+    encoder: str = "tiny"
+    limit: int | None = None
+    skip_bad: bool = False
+    decoder: bool = False
+    seed: int = 0
+    rsr: RsrConfig = RsrConfig()
+
+
+PROFILES = {
+    "sample": RunSettings(),
+    "full": RunSettings(data="hub:abisee/cnn_dailymail", encoder="facebook/bart-base"),
+}
+
+
+def examples_of(
+    source: str, split: str | None, *, limit: int | None = None, bad: BadRows | None = None, seed: int = 0
+) -> list[Example]:
+    """The examples of one part of any source, the built-in sample too."""
+    if source == "sample":
+        from rsr_net.sample import sample_split
+
+        parts = (split,) if split else ("train", "valid", "test")
+        return [example for part in parts for example in sample_split(part, seed)][:limit]
+    return list(read_examples(source, split, limit=limit, bad=bad))
+
+
+def load_or_fit_encoder(name: str, train: Sequence[Example], device: str, seed: int) -> TextEncoder:
+    """An encoder by name; ``lsa`` is fitted on the training articles and their summaries."""
+    from latentlab_shared.encoders import LsaEncoder, load_encoder
+
+    if name != "lsa":
+        return load_encoder(name, device=device)
+    texts = list(chain.from_iterable((e.article, *e.sentences, e.summary) for e in train))
+    return LsaEncoder.fit(texts, min(LSA_WIDTH, len(texts) // 2), seed=seed)
+
+
+def open_cache(encoder: TextEncoder, folder: Path | None) -> AbstractContextManager[EmbeddingCache | None]:
+    """The cache of an encoder below ``folder``; none for encoders that are faster than a disk.
+
+    Each encoder gets a folder of its own, named by its fingerprint.
+    """
+    from latentlab_shared.embeddings import EmbeddingCache
+    from latentlab_shared.encoders import TransformerEncoder
+
+    if folder is None or not isinstance(encoder, TransformerEncoder):
+        return nullcontext()
+    return EmbeddingCache(folder / encoder.fingerprint.digest().hex()[:16], encoder.fingerprint, encoder.dim)
+
+
+def train_run(
+    output: Path,
+    settings: RunSettings,
+    *,
+    config_file: Path | None = None,
+    overrides: Iterable[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    cache_dir: Path | None = None,
+    log: Log = lambda _: None,
+    advance: Callable[[float], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Train a summarizer into a run folder.
+
+    Args:
+        output: the run folder.
+        settings: what to train on; with ``resume`` the run's own settings are read instead.
+        config_file: model and training keys, over the defaults.
+        overrides: ``key=value``, over the file.
+        resume: go on with the run in ``output``.
+        overwrite: throw away an earlier run in ``output``.
+        device: "auto", "cpu", "cuda" or "mps".
+        cache_dir: where the embeddings are kept.
+        log: told what happens, a line at a time.
+        advance: told the number of articles embedded.
+
+    Returns:
+        Where the model is, and the validation scores.
+    """
+    from rsr_net.training import fit
+
+    if resume:
+        settings = _settings_of(RunFolder.read(output))
+    bad = BadRows(skip=settings.skip_bad)
+    train = examples_of(settings.data, "train", limit=settings.limit, bad=bad, seed=settings.seed)
+    few = None if settings.limit is None else max(10, settings.limit // 10)
+    valid = examples_of(settings.data, "valid", limit=few, bad=bad, seed=settings.seed)
+    train, valid = _with_summaries(train, "train", settings.data), _with_summaries(valid, "valid", settings.data)
+    log(f"{len(train)} articles to train on, {len(valid)} for validation, encoder {settings.encoder}")
+    if bad.count or bad.without_article:
+        log(f"left out: {bad.count} malformed, {bad.without_article} without article text")
+    encoder = load_or_fit_encoder(settings.encoder, train, device, settings.seed)
+    if not resume:
+        base = RsrConfig.default("rsr", encoder.dim)
+        base = replace(base, train=replace(base.train, seed=settings.seed))
+        rsr = load_config(RsrConfig, config_file, overrides, base)
+        if rsr.model.input_dim != encoder.dim:
+            raise UserError(
+                f"model.input_dim is {rsr.model.input_dim}, the encoder {settings.encoder} gives {encoder.dim}",
+                "--set model.input_dim",
+                "Leave it out",
+            )
+        settings = replace(settings, rsr=rsr)
+
+    with open_cache(encoder, cache_dir) as cache:
+        embedded = [list(embed_examples(part, encoder, cache, advance=advance)) for part in (train, valid)]
+        run = (
+            RunFolder.resume(output)
+            if resume
+            else RunFolder.create(
+                output, settings, seed=settings.seed, data={settings.data: digest(train + valid)}, overwrite=overwrite
+            )
+        )
+        with run:
+            refiner = fit(embedded[0], embedded[1], settings.rsr, run=output, resume=output if resume else None)
+            summarizer = Summarizer(
+                refiner, encoder, settings.encoder, settings.rsr, index=index_of(train, embedded[0]), device="cpu"
+            )
+            if settings.decoder:
+                log("training the decoder")
+                summarizer.decoder, summarizer.faithful = fit_decoder(train, encoder, cache, settings.seed)
+            summarizer.save_pretrained(output / "model")
+            results = _validation(summarizer, embedded[1])
+            run.write_results(results)
+            run.write_card(_card(settings, results, run))
+    return {"run": str(output), **results}
+
+
+def _settings_of(run: RunFolder) -> RunSettings:
+    from latentlab_shared.config import from_dict
+
+    return from_dict(RunSettings, run.config, run.path / "config.json")
+
+
+def _with_summaries(examples: list[Example], split: str, source: str) -> list[Example]:
+    kept = [example for example in examples if example.highlights]
+    if not kept:
+        raise UserError(
+            f"the {split} part has no article with a summary", source, "Training needs articles with highlights"
+        )
+    return kept
+
+
+def digest(examples: Iterable[Example]) -> str:
+    """A hash of what was read: ids, articles and summaries, in order."""
+    found = hashlib.sha256()
+    for example in examples:
+        found.update("\x1f".join((example.id, *example.sentences, "\x1e", *example.highlights, "\x1d")).encode())
+    return found.hexdigest()
+
+
+def index_of(examples: Sequence[Example], articles: Sequence[ArticleVectors]) -> SummaryIndex:
+    """The index of the training summaries: the first 20,000 of them."""
+    import numpy as np
+
+    pairs = [(e, a.target) for e, a in zip(examples, articles, strict=True) if a.target is not None][:_INDEX_SUMMARIES]
+    return SummaryIndex(
+        ids=tuple(e.id for e, _ in pairs),
+        texts=tuple(e.summary for e, _ in pairs),
+        vectors=np.stack([target for _, target in pairs]),
+    )
+
+
+def fit_decoder(
+    train: Sequence[Example], encoder: TextEncoder, cache: EmbeddingCache | None, seed: int
+) -> tuple[Any, float]:
+    """Train the small decoder on the training summaries and their sentences.
+
+    Returns:
+        The decoder and the faithfulness that nine of ten summaries reach when their own vectors are decoded.
+    """
+    import numpy as np
+    import torch
+
+    from rsr_net.inference.decoder import VectorDecoder
+
+    texts = list(dict.fromkeys(chain([e.summary for e in train], *(e.highlights for e in train))))[:_DECODER_TEXTS]
+    vectors = encode(texts, encoder, cache)
+    decoder = VectorDecoder.fit(texts, torch.from_numpy(vectors), seed=seed)
+    checked = torch.from_numpy(vectors[:_CHECKED])
+    again = encode(decoder.generate(checked, beams=1), encoder)
+    reached = [cosine(a, b) for a, b in zip(again, vectors[:_CHECKED], strict=True)]
+    return decoder, float(np.quantile(reached, 0.1))
+
+
+def _validation(summarizer: Summarizer, valid: Sequence[ArticleVectors]) -> dict[str, Any]:
+    """R² over the mean of the targets and mean cosine, for the start and the refined state."""
+    import numpy as np
+
+    refined = summarizer.refine(valid)
+    target = np.stack([article.target for article in valid if article.target is not None])  # (N, D)
+    center = summarizer.refiner.center.cpu().numpy()
+    variance = float(((target - center) ** 2).sum())
+    scores = {}
+    for name, y in (("start", refined.trajectory[0].numpy()), ("refined", refined.y.numpy())):
+        scores[name] = {
+            "r2": 1 - float(((target - y) ** 2).sum()) / variance,
+            "cosine": float(np.mean([cosine(a, b) for a, b in zip(target, y, strict=True)])),
+        }
+    return {"articles": len(valid), "validation": scores, "steps": float(refined.steps_used.float().mean())}
+
+
+def _card(settings: RunSettings, results: dict[str, Any], run: RunFolder) -> str:
+    scores = results["validation"]
+    lines = [f"- {name}: R² {s['r2']:.3f}, cosine {s['cosine']:.3f}" for name, s in scores.items()]
+    return model_card(
+        "RSR-Net summarizer",
+        f"Refines the embedding of a summary ({settings.encoder}) and picks the sentences that stand for it.",
+        {
+            "Use": f"`rsr-net summarize article.txt --model {run.path}`",
+            "Training data": f"`{settings.data}`" + (f", {settings.limit} articles" if settings.limit else ""),
+            "Validation": "\n".join(lines),
+            "Limits": "It knows the kind of text it was trained on. Generated names and numbers are often wrong.",
+        },
+        run,
+    )
