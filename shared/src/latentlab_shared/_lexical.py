@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latentlab_shared.embeddings import Fingerprint
 from latentlab_shared.errors import NeedsExtra, UserError
 from latentlab_shared.files import atomic_path, read_json, sha256_file, write_json
 from latentlab_shared.text import words
 
 Vectors = NDArray[np.float32]
-Fingerprint = dict[str, Any]
 
 # Part of every fingerprint: raise it with any change that changes a vector.
 CODE_VERSION = "1"
@@ -263,8 +263,6 @@ def _fingerprint(encoder: str, weights_sha256: str, normalised: bool) -> Fingerp
     return Fingerprint(
         encoder=encoder,
         weights_sha256=weights_sha256,
-        revision="",
-        tokenizer_sha256="",
         max_length=0,
         window="whole",
         pooling="bag",

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from latentlab_shared._hub import ModelFiles, find_model, sentence_transformer_settings
 from latentlab_shared._lexical import (
     CODE_VERSION,
-    Fingerprint,
     LsaEncoder,
     TinyEncoder,
     Vectors,
     check_texts,
     unit_rows,
 )
+from latentlab_shared.embeddings import Fingerprint
 from latentlab_shared.errors import NeedsExtra, RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -455,5 +455,5 @@ def _tiny_bart(settings: _Settings, device: str) -> TransformerEncoder:
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().astype("<f4").tobytes())
-    files = ModelFiles("tiny-bart", Path(), "1", digest.hexdigest(), "bytes")
+    files = ModelFiles("tiny-bart", Path(), "1", digest.hexdigest(), "")
     return TransformerEncoder(network, tokenizer, files, settings, device)
