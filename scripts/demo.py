@@ -1,0 +1,130 @@
+"""Run the main job of every system on its built-in sample; write runs/demo/index.html and print one table.
+
+Each system is a few commands that a user could type. Glue only: what the commands do lives in the packages.
+"""
+
+import html
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latentlab_shared.cli import Output, guarded, table
+from latentlab_shared.errors import RunFailed
+from latentlab_shared.plots import html_table, image, write_page
+from latentlab_shared.provenance import commit, machine, today
+
+OUT = Path("runs/demo")
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command; its last JSON object is kept under ``label``."""
+
+    label: str
+    command: list[str]
+
+
+@dataclass(frozen=True)
+class System:
+    """One system's part of the demo.
+
+    Attributes:
+        name: the package.
+        title: what it does, in a line.
+        steps: the commands, in order.
+        figure: from the steps' results, one figure that says something.
+        sample: from the steps' results, what went in and what came out.
+        plots: files that the steps wrote, with captions.
+    """
+
+    name: str
+    title: str
+    steps: list[Step]
+    figure: Callable[[dict[str, Any]], str]
+    sample: Callable[[dict[str, Any]], tuple[str, str]]
+    plots: list[tuple[Path, str]]
+
+
+def _rsr_net(folder: Path) -> System:
+    model = ["--model", str(folder)]
+
+    def figure(results: dict[str, Any]) -> str:
+        scores = results["train"]["validation"]
+        return f"R² of the summary's embedding {scores['start']['r2']:.2f} → {scores['refined']['r2']:.2f} by refining"
+
+    def sample(results: dict[str, Any]) -> tuple[str, str]:
+        made = results["summarize"]
+        return " ".join(made["sentences"]), made["text"]
+
+    return System(
+        "rsr_net",
+        "an article → the sentences that its refined summary embedding picks",
+        [
+            Step("train", ["rsr-net", "train", "--output-dir", str(folder)]),
+            Step("evaluate", ["rsr-net", "evaluate", *model]),
+            Step("summarize", ["rsr-net", "summarize", "--demo", "--explain", *model]),
+        ],
+        figure,
+        sample,
+        [(folder / "plots" / "convergence.png", "The state after each step, on held-out articles")],
+    )
+
+
+SYSTEMS = {"rsr_net": _rsr_net}
+
+
+def run_system(system: System, out: Output) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Run a system's commands; their results by label, and a row for each with its seconds."""
+    results: dict[str, Any] = {}
+    rows = []
+    for step in system.steps:
+        shown = " ".join(step.command)
+        out.log(f"  {shown}")
+        began = time.perf_counter()
+        with out.progress(f"  {step.label}"):
+            done = subprocess.run(
+                [str(BIN / step.command[0]), *step.command[1:], "--json"], capture_output=True, text=True
+            )
+        if done.returncode:
+            raise RunFailed(done.stderr.strip() or "it printed nothing", shown)
+        results[step.label] = json.loads(done.stdout)
+        rows.append({"command": shown, "seconds": round(time.perf_counter() - began, 1)})
+    return results, rows
+
+
+def main() -> None:
+    """Run everything that is installed."""
+    out = Output()
+    shutil.rmtree(OUT, ignore_errors=True)
+    summary, sections = [], []
+    for name, make in SYSTEMS.items():
+        system = make(OUT / name)
+        out.log(f"{name}: {system.title}")
+        results, rows = run_system(system, out)
+        given, made = system.sample(results)
+        seconds = sum(row["seconds"] for row in rows)
+        summary.append({"system": name, "seconds": round(seconds, 1), "result": system.figure(results)})
+        sections.append(
+            (
+                name,
+                f"<p>{html.escape(system.title)}. {html.escape(system.figure(results))}.</p>"
+                + "".join(image(path, caption) for path, caption in system.plots)
+                + f"<p>In:</p><pre>{html.escape(given)}</pre><p>Out:</p><pre>{html.escape(made)}</pre>"
+                + html_table(rows),
+            )
+        )
+    lead = f"Every system on its built-in sample. {today()}, {machine()}, commit {commit(Path(__file__)) or 'none'}."
+    page = write_page(OUT / "index.html", "Latent Text Lab", lead, [("Summary", html_table(summary)), *sections])
+    out.result({"page": str(page), "systems": summary}, table(summary, title="Latent Text Lab"))
+    out.log(f"the page: {page}")
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main, "-v" in sys.argv[1:]))
