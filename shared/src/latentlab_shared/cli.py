@@ -148,7 +148,8 @@ def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = Non
 
     listed = list(rows)
     names = list(columns or (listed[0] if listed else []))
-    made = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+    # A title wider than its table would be wrapped.
+    made = Table(title=title, box=SIMPLE_HEAD, title_justify="left", min_width=len(title) + 2 if title else None)
     for name in names:
         numeric = all(isinstance(r.get(name), (int, float, type(None))) for r in listed)
         made.add_column(name, justify="right" if numeric else "left", overflow="fold")
