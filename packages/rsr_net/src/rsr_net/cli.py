@@ -248,6 +248,38 @@ def _short(sentence: str, width: int = 72) -> str:
     return sentence if len(sentence) <= width else sentence[: width - 1].rstrip() + "…"
 
 
+@verb(app)
+def serve(
+    out: Output,
+    model: Model = SAMPLE_RUN,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    device: Device = DeviceName.auto,
+) -> None:
+    """Serve the API and its page until Ctrl-C."""
+    from rsr_net.inference import Summarizer
+    from rsr_net.serving.app import serve
+
+    serve(Summarizer.from_pretrained(model, device=device.value), host, port, log=out.log)
+
+
+@verb(app)
+def export(
+    out: Output,
+    model: Model = SAMPLE_RUN,
+    output_dir: OutputDir = None,
+    format: Annotated[
+        list[str] | None, typer.Option("--format", help="onnx, torch or safetensors; may be given many times.")
+    ] = None,
+) -> None:
+    """Write the refiner in portable forms, each compared with the original."""
+    from rsr_net.pipeline import export_model
+
+    formats = tuple(format) if format else ("onnx", "safetensors")
+    written = export_model(model, output_dir or Path("exports/rsr_net"), formats)
+    out.result({"files": written}, table(written))
+
+
 def main() -> None:
     """Run the command."""
     run(app, "rsr-net")

@@ -262,3 +262,37 @@ def _card(settings: RunSettings, results: dict[str, Any], run: RunFolder) -> str
         },
         run,
     )
+
+
+def export_model(model: Path, output: Path, formats: Sequence[str]) -> list[dict[str, Any]]:
+    """Write a model's refiner in portable forms.
+
+    Args:
+        model: a run folder or a saved model.
+        output: the folder.
+        formats: "onnx", "torch", "safetensors".
+
+    Returns:
+        For each file its path, size in bytes, and largest relative difference to the original.
+
+    Raises:
+        UserError: for an unknown format.
+        RunFailed: if an exported form gives other numbers.
+    """
+    from rsr_net.inference.export import export_onnx, export_safetensors, export_torch
+
+    known = {
+        "onnx": (export_onnx, "refiner.onnx"),
+        "torch": (export_torch, "refiner.pt2"),
+        "safetensors": (export_safetensors, "refiner.safetensors"),
+    }
+    for name in formats:
+        if name not in known:
+            raise UserError(f"{name!r} is not a format", "--format", f"Use one of: {', '.join(known)}")
+    refiner = Summarizer.from_pretrained(model, device="cpu").refiner
+    written = []
+    for name in formats:
+        write, file = known[name]
+        off = write(refiner, output / file)
+        written.append({"file": str(output / file), "bytes": (output / file).stat().st_size, "difference": off})
+    return written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
@@ -122,8 +123,16 @@ def _html(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def serve(summarizer: Summarizer, host: str = "127.0.0.1", port: int = 8000, *, quiet: bool = False) -> None:
+def serve(
+    summarizer: Summarizer, host: str = "127.0.0.1", port: int = 8000, *, log: Callable[[str], None] = lambda _: None
+) -> None:
     """Serve until Ctrl-C or SIGTERM; requests in hand are answered first.
+
+    Args:
+        summarizer: the model.
+        host: address to listen on.
+        port: 0 takes a free one.
+        log: told the address when the server is ready.
 
     Raises:
         UserError: if the port is taken or the address is not this machine's.
@@ -140,7 +149,9 @@ def serve(summarizer: Summarizer, host: str = "127.0.0.1", port: int = 8000, *, 
     except OSError as error:
         listener.close()
         raise UserError(f"cannot listen here ({error.strerror})", f"{host}:{port}", "Choose another --port") from None
-    settings = uvicorn.Config(
-        create_app(summarizer), log_level="error" if quiet else "info", access_log=False, timeout_graceful_shutdown=10
-    )
+    listener.listen(128)
+    app = create_app(summarizer)
+    settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10)
+    name = f"[{host}]" if ":" in host else host
+    log(f"http://{name}:{listener.getsockname()[1]}/ (Ctrl-C stops)")
     uvicorn.Server(settings).run(sockets=[listener])
