@@ -114,10 +114,10 @@ class KeyMaker:
         """
         if isinstance(texts, str):
             raise UserError("one text was given where many are expected", "texts", "Give a list of texts")
-        digests = []
+        new, digests = self._of_text.copy, []
         for text in texts:
             if isinstance(text, str):
-                state = self._of_text.copy()
+                state = new()
                 state.update(text.encode() if text.isascii() else _nfc(text))
             else:
                 state = self._of_ids.copy()

@@ -25,9 +25,10 @@ _SCHEMA = (
     # Ids are never used twice, so a process may keep a shard mapped under its id.
     "CREATE TABLE shards (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, rows INTEGER NOT NULL,"
     " entries INTEGER NOT NULL, live INTEGER NOT NULL, crc32 INTEGER NOT NULL, keys BLOB NOT NULL, counts BLOB)",
-    # Small puts wait here until there are enough for a shard.
-    "CREATE TABLE pending (id INTEGER PRIMARY KEY, key BLOB NOT NULL, value BLOB NOT NULL)",
-    # Where a key's vectors are: entry `row` of a shard, or, with shard 0, the row of `pending` with that id.
+    # Small puts wait here, under their keys, until there are enough for a shard.
+    "CREATE TABLE pending (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, used INTEGER NOT NULL,"
+    " value BLOB NOT NULL)",
+    # Which entry of which shard a key is.
     "CREATE TABLE entries (key BLOB PRIMARY KEY, shard INTEGER NOT NULL, row INTEGER NOT NULL, used INTEGER NOT NULL)"
     " WITHOUT ROWID",
 )
@@ -198,7 +199,16 @@ def ensure_identity(index: Index, identity: Mapping[str, Any]) -> None:
                 db.executemany(
                     "INSERT INTO meta VALUES (?, ?)", [(k, json.dumps(v, sort_keys=True)) for k, v in identity.items()]
                 )
-    stored, wanted = _flat(read_identity(index)), _flat(identity)
+    compare_identity(read_identity(index), identity, index.path.parent)
+
+
+def compare_identity(stored: Mapping[str, Any], wanted: Mapping[str, Any], where: object) -> None:
+    """Compare what something was made for with what is wanted.
+
+    Raises:
+        UserError: naming every field that differs.
+    """
+    stored, wanted = _flat(stored), _flat(wanted)
     differing = [
         f"{name} is {_short(stored.get(name))}, not {_short(wanted.get(name))}"
         for name in sorted(stored.keys() | wanted.keys())
@@ -206,9 +216,7 @@ def ensure_identity(index: Index, identity: Mapping[str, Any]) -> None:
     ]
     if differing:
         raise UserError(
-            f"the cache was made for something else: {'; '.join(differing)}",
-            index.path.parent,
-            "Use another folder for these vectors",
+            f"the vectors were made otherwise: {'; '.join(differing)}", where, "Use another folder for these"
         )
 
 

@@ -227,15 +227,11 @@ def verify(store: Store, repair: bool = False) -> list[Fault]:
 
 
 _STRAYS = {
-    "entries of shards that are not there": ("entries WHERE shard <> 0 AND shard NOT IN (SELECT id FROM shards)"),
-    "entries of pending rows that are not there": "entries WHERE shard = 0 AND row NOT IN (SELECT id FROM pending)",
+    "entries of shards that are not there": "entries WHERE shard NOT IN (SELECT id FROM shards)",
     "entries beyond their shard's end": (
         "entries WHERE row < 0 OR row >= (SELECT s.entries FROM shards s WHERE s.id = entries.shard)"
     ),
-    "pending rows that no entry names": (
-        "pending WHERE NOT EXISTS"
-        " (SELECT 1 FROM entries e WHERE e.key = pending.key AND e.shard = 0 AND e.row = pending.id)"
-    ),
+    "pending rows that are also in a shard": "pending WHERE key IN (SELECT key FROM entries)",
 }
 
 
@@ -287,12 +283,12 @@ def _wrong_counts(store: Store, db: sqlite3.Connection) -> int:
     stored = db.execute("SELECT id, live FROM shards").fetchall()
     wrong = sum(live != counted.get(number, 0) for number, live in stored)
     (live,) = db.execute("SELECT live FROM state").fetchone()
-    return int(wrong) + (live != _live_rows(store, db))
+    return int(wrong) + int(live != _live_rows(store, db))
 
 
 def _live_rows(store: Store, db: sqlite3.Connection) -> int:
     if not store.tokens:
-        return int(db.execute("SELECT count(*) FROM entries").fetchone()[0])
+        return store.entries(db)
     pending = db.execute("SELECT coalesce(sum(length(value)), 0) FROM pending").fetchone()[0] // store.codec.row_bytes
     total = int(pending)
     for (number,) in db.execute("SELECT id FROM shards").fetchall():

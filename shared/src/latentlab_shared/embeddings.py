@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentlab_shared._fingerprint import KEY_BYTES, Fingerprint, KeyMaker, Keys, Text
-from latentlab_shared._index import Index, ensure_identity, read_identity
+from latentlab_shared._index import Index, compare_identity, ensure_identity, read_identity
 from latentlab_shared._maintenance import Compacted, Fault, compact, orphans, verify
 from latentlab_shared._shards import Codec, Rows
 from latentlab_shared._store import Fetched, Ints, Shard, Store, distinct
@@ -69,16 +69,17 @@ class _Cache:
         self._codec, self._key_maker = Codec(dim, dtype), KeyMaker(fingerprint)
         self._index = Index(self.dir / "index.sqlite", read_only)
         self._store = Store(self.dir, self._index, self._codec, self._TOKENS, shard_rows, max_bytes)
-        ensure_identity(
-            self._index,
-            {
-                "format": FORMAT,
-                "layout": "tokens" if self._TOKENS else "vectors",
-                "dim": dim,
-                "dtype": dtype,
-                "fingerprint": fingerprint.as_dict(),
-            },
-        )
+        ensure_identity(self._index, self.identity())
+
+    def identity(self) -> dict[str, Any]:
+        """What the cache holds: format, layout, dim, dtype and the fingerprint's fields."""
+        return {
+            "format": FORMAT,
+            "layout": "tokens" if self._TOKENS else "vectors",
+            "dim": self.dim,
+            "dtype": self.dtype,
+            "fingerprint": self.fingerprint.as_dict(),
+        }
 
     @classmethod
     def open(cls, dir: str | os.PathLike[str], *, read_only: bool = True) -> Self:
@@ -128,7 +129,7 @@ class _Cache:
 
     def __len__(self) -> int:
         with self._index.reading() as db:
-            return int(db.execute("SELECT count(*) FROM entries").fetchone()[0])
+            return self._store.entries(db)
 
     def __contains__(self, text: Text) -> bool:
         with self._index.reading() as db:
@@ -145,7 +146,7 @@ class _Cache:
     def stats(self) -> dict[str, Any]:
         """What the cache holds: entries, vectors, shards, bytes, and its identity."""
         with self._index.reading() as db:
-            (entries,) = db.execute("SELECT count(*) FROM entries").fetchone()
+            entries = self._store.entries(db)
             (pending,) = db.execute("SELECT count(*) FROM pending").fetchone()
             (vectors,) = db.execute("SELECT live FROM state").fetchone()
             sums = "SELECT count(*), coalesce(sum(entries), 0), coalesce(sum(live), 0) FROM shards"
@@ -192,7 +193,7 @@ class _Cache:
         """
         from latentlab_shared._portable import write_file
 
-        return write_file(self, Path(path))
+        return write_file(self.identity(), self._codec, self.encoded(), Path(path))
 
     def import_from(self, path: str | os.PathLike[str]) -> int:
         """Add the entries of a file written by ``export_to``; returns how many were new.
@@ -200,9 +201,10 @@ class _Cache:
         Raises:
             UserError: if the file is damaged, or was made with another fingerprint, dim or dtype.
         """
-        from latentlab_shared._portable import read_file
+        from latentlab_shared import _portable
 
-        return read_file(self, Path(path))
+        compare_identity(_portable.read_identity(Path(path)), self.identity(), path)
+        return sum(self._add(*piece) for piece in _portable.read_pieces(Path(path), self._codec, self._TOKENS))
 
     def encoded(self, piece_bytes: int = 64 << 20) -> Iterator[tuple[Keys, Rows, Ints | None]]:
         """All entries as they are stored, in pieces: keys (N, 16), rows (R, row_bytes), rows per key (N,) or None.
