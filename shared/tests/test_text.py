@@ -9,6 +9,7 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from latentlab_shared.text import normalise, repair_ptb, split_sentences, words
 
 # Hand-made hard cases; "|" marks every boundary (and the blank around it is not part of a sentence).
