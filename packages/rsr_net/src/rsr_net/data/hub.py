@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from latentlab_shared.errors import NeedsExtra, NeedsNetwork, UserError
 from rsr_net.data.readers import BadRows
@@ -11,6 +12,7 @@ from rsr_net.data.types import Example
 
 DEFAULT = "abisee/cnn_dailymail"
 CONFIGURATION = "3.0.0"
+_TIMEOUT = 5.0
 _HUB_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
@@ -35,23 +37,43 @@ def read_hub(name: str = DEFAULT, split: str | None = "train", bad: BadRows | No
     path = path or DEFAULT
     if not configuration and path == DEFAULT:
         configuration = CONFIGURATION
+    if not Path(path).is_dir():
+        _reach(path)
     for part in (split,) if split else SPLITS:
         try:
             rows = datasets.load_dataset(path, configuration or None, split=_HUB_SPLITS[part], streaming=True)
             first = next(iter(rows), None)
-        except (OSError, ConnectionError, ValueError, RuntimeError) as error:
-            raise NeedsNetwork(
-                f"the dataset cannot be loaded ({' '.join(str(error).split())[:160]})",
-                f"hub:{name}",
-                "Offline, give --data a folder of .story or .jsonl files, or use the built-in --data sample",
-            ) from None
+        except (OSError, ValueError, RuntimeError) as error:
+            raise _unreachable(path, error) from None
         if first is not None and not {"article", "highlights"} <= first.keys():
-            raise UserError(f"the columns are {', '.join(first)}", f"hub:{name}", "Needed are article and highlights")
+            raise UserError(f"the columns are {', '.join(first)}", path, "Needed are article and highlights")
         for number, row in enumerate(rows):
-            where = f"hub:{name}, {part} row {number}"
+            where = f"{path}, {part} row {number}"
+            lines = row["highlights"].splitlines()
             try:
-                yield make_example(
-                    str(row.get("id", f"{part}-{number}")), row["article"], row["highlights"].splitlines(), where
-                )
+                yield make_example(str(row.get("id", f"{part}-{number}")), row["article"], lines, where)
             except UserError as error:
                 bad.report(error)
+
+
+def _reach(path: str) -> None:
+    """One question to the hub, so that a missing network shows at once and not after half a minute of retries."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        HfApi().dataset_info(path, timeout=_TIMEOUT)
+    except RepositoryNotFoundError:
+        raise UserError("there is no such public dataset on the hub", path, "Check the spelling") from None
+    except HFValidationError:
+        raise UserError("is neither a folder nor a hub name", path, "A hub name is OWNER/NAME") from None
+    except Exception as error:  # the hub's client has changed its HTTP library, and so its errors, more than once
+        raise _unreachable(path, error) from None
+
+
+def _unreachable(path: str, error: Exception) -> NeedsNetwork:
+    return NeedsNetwork(
+        f"the dataset cannot be loaded ({' '.join(str(error).split())[:160]})",
+        path,
+        "Offline, give --data a folder of .story or .jsonl files, or use the built-in --data sample",
+    )
