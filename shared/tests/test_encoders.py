@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentlab_shared import _hub
+from latentlab_shared.embeddings import EmbeddingCache
 from latentlab_shared.encoders import LsaEncoder, TinyEncoder, load_encoder, plan_windows
 from latentlab_shared.errors import NeedsNetwork, UserError
 
@@ -217,7 +218,7 @@ def test_unusable_folders_are_one_clear_line(folders: dict[str, Path], tmp_path:
         load_encoder(tmp_path)
     pickled = _copy(folders["bert"], tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"no model\*\.safetensors"):
+    with pytest.raises(UserError, match=r"no model\.safetensors"):
         load_encoder(pickled)
     torn = _copy(folders["bert"], tmp_path / "torn")
     (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:-100])
@@ -239,6 +240,21 @@ def test_unusable_folders_are_one_clear_line(folders: dict[str, Path], tmp_path:
     with pytest.raises(UserError, match="cannot be loaded"):
         load_encoder(code, device="cpu")
     assert not (tmp_path / "ran").exists()
+
+
+def test_weights_in_several_parts(folders: dict[str, Path], tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    parts = _copy(folders["bert"], tmp_path / "parts")
+    (parts / "model.safetensors").unlink()
+    AutoModel.from_pretrained(folders["bert"]).save_pretrained(parts, max_shard_size="3KB")
+    assert len(list(parts.glob("model-*-of-*.safetensors"))) > 1
+    whole, split = (load_encoder(folder, device="cpu") for folder in (folders["bert"], parts))
+    np.testing.assert_allclose(split.encode(TEXTS), whole.encode(TEXTS), atol=1e-6)
+    before = split.fingerprint
+    last = max(parts.glob("model-*-of-*.safetensors"))
+    last.write_bytes(last.read_bytes()[:-4] + b"\0\0\0\1")
+    assert load_encoder(parts, device="cpu").fingerprint != before  # every part counts
 
 
 def test_weights_that_are_not_numbers_fail(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -389,6 +405,23 @@ def test_tiny_bart_masks_and_windows_as_the_real_one_would() -> None:
     assert load_encoder("tiny-bart", device="cpu").fingerprint == encoder.fingerprint
 
 
+def test_encoders_fill_a_cache(tmp_path: Path, folders: dict[str, Path]) -> None:
+    for encoder in (TinyEncoder(), load_encoder(folders["bart"], device="cpu")):
+        with EmbeddingCache(tmp_path / encoder.fingerprint.encoder, encoder.fingerprint, dim=encoder.dim) as cache:
+            stored = cache.get_or_compute(TEXTS, encoder.encode)
+        np.testing.assert_allclose(stored, encoder.encode(TEXTS), atol=2e-3)  # the cache's default is float16
+
+
+def test_bfloat16_on_a_gpu_is_near(folders: dict[str, Path]) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this machine has no CUDA device")
+    exact = load_encoder(folders["bart"], device="cpu", normalise=True).encode(TEXTS)
+    encoder = load_encoder(folders["bart"], device="cuda", normalise=True)
+    assert encoder.fingerprint.dtype == "bfloat16"
+    assert ((exact * encoder.encode(TEXTS)).sum(1)[[0, 2, 3, 5]] > 0.99).all()
+
+
 # ---- the real MiniLM ------------------------------------------------------------------------------------------------
 
 
@@ -401,7 +434,8 @@ def test_minilm_is_the_published_one_and_knows_paraphrases() -> None:
         "Shares fell sharply today.",
     ]
     vectors = encoder.encode(texts)
-    assert vectors.shape == (3, 384)
+    published = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    assert vectors.shape == (3, 384) and encoder.fingerprint.weights_sha256 == published
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert vectors[0] @ vectors[1] > 0.4 > 0.2 > vectors[0] @ vectors[2]
     # "text" as the public model card computes it: mean over all tokens, then length one.

@@ -19,7 +19,8 @@ _TOKENIZER_FILES = (
     "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
 )  # fmt: skip
 # No code and no pickled weights are ever fetched.
-_WANTED = ["*.json", "*.txt", "*.model", "model*.safetensors", "1_Pooling/config.json"]
+_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
+_WANTED = ["*.json", "*.txt", "*.model", *_WEIGHTS]
 _OFFLINE_WAYS = "Without a network use --encoder minilm, a local folder with the model's files, or --encoder tiny"
 # Seconds for each of the hub's answers; with no network a person should not wait for retries.
 _TIMEOUT = 4.0
@@ -120,10 +121,10 @@ def _describe(name: str, folder: Path, revision: str | None) -> ModelFiles:
     config = folder / "config.json"
     if not config.is_file():
         raise UserError("the folder holds no model (no config.json)", folder)
-    weights = sorted(folder.glob("model*.safetensors"))
+    weights = next((found for found in (sorted(folder.glob(pattern)) for pattern in _WEIGHTS) if found), [])
     if not weights:
         fix = "Only safetensors are read; convert the model with save_pretrained(..., safe_serialization=True)"
-        raise UserError("the folder holds no model*.safetensors", folder, fix)
+        raise UserError("the folder holds no model.safetensors", folder, fix)
     tokenizer = [folder / part for part in _TOKENIZER_FILES if (folder / part).is_file()]
     return ModelFiles(
         name=name,
