@@ -137,7 +137,7 @@ def _ids(ids: Sequence[int]) -> bytes:
     try:
         numbers = np.asarray(ids)
     except ValueError:
-        numbers = np.empty(0)
-    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+        numbers = np.empty(())  # ragged
+    if numbers.ndim != 1 or (len(numbers) and numbers.dtype.kind not in "iu"):
         raise UserError(f"{type(ids).__name__} is neither a text nor token ids", "texts", "Give strings or integers")
     return numbers.astype("<i8").tobytes()

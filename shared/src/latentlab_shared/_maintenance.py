@@ -15,8 +15,6 @@ from latentlab_shared._fingerprint import KEY_BYTES, Keys
 from latentlab_shared._shards import (
     Rows,
     checksum,
-    discard_shard,
-    new_shard,
     publish_shard,
     shard_path,
     write_shard,
@@ -126,8 +124,7 @@ def _merge(store: Store, db: sqlite3.Connection, group: list[Shard]) -> int:
             where = shard_path(store.folder, shard.name)
             raise UserError("the checksum is wrong", where, "Run: latentlab-cache verify --repair")
         all_keys = np.frombuffer(listed, np.uint8).reshape(-1, KEY_BYTES)
-        places = store.find(db, all_keys)
-        live = np.flatnonzero((places.shard == shard.id) & (places.row == np.arange(len(all_keys))))
+        live = np.flatnonzero(store.live(db, shard.id, all_keys))
         dead += len(all_keys) - len(live)
         keys.append(all_keys[live])
         if shard.starts is None:
@@ -138,16 +135,12 @@ def _merge(store: Store, db: sqlite3.Connection, group: list[Shard]) -> int:
             rows.append((shard, np.repeat(shard.starts[live] - (np.cumsum(kept) - kept), kept) + np.arange(kept.sum())))
         total += len(rows[-1][1])
     if total:
-        path = new_shard(store.folder)
-        try:
-            crc = write_shard(path, store.codec, total, _pieces(rows))
-            joined = np.concatenate(keys)
-            number = store.declare(db, path, total, crc, joined, np.concatenate(counts) if counts else None)
-            store.move(db, joined, number)
-            publish_shard(path)
-        except BaseException:
-            discard_shard(path)
-            raise
+        path = store.new_shard()
+        crc = write_shard(path, store.codec, total, _pieces(rows))
+        joined = np.concatenate(keys)
+        number = store.declare(db, path, total, crc, joined, np.concatenate(counts) if counts else None)
+        store.move(db, joined, number)
+        publish_shard(path)
     db.executemany("DELETE FROM shards WHERE id = ?", [(shard.id,) for shard in group])
     return dead
 
@@ -262,6 +255,9 @@ def _check_shard(store: Store, number: int) -> tuple[str, NDArray[np.bool_] | No
     )
     if shard.starts is not None:
         mask = np.logical_or.reduceat(mask, shard.starts[:-1])
+    if mask.any():  # dead entries do no harm
+        with store.index.reading() as db:
+            mask &= store.live(db, number, np.frombuffer(keys, np.uint8).reshape(-1, KEY_BYTES))
     return ("values are not finite", mask) if mask.any() else ("", None)
 
 

@@ -48,6 +48,7 @@ _AMONG = f"WHERE key IN (SELECT {_KEY} FROM json_each(?2) n)"
 _ENTRIES = f"SELECT {_KEY}, ?3, n.value, ?4 FROM json_each(?2) n WHERE true"
 _INSERT = f"INSERT OR IGNORE INTO entries {_ENTRIES}"
 _MOVE = f"INSERT INTO entries {_ENTRIES} ON CONFLICT (key) DO UPDATE SET shard = excluded.shard, row = excluded.row"
+_RIVALS = "DELETE FROM entries WHERE shard = ? AND key IN (SELECT key FROM pending)"
 _FLUSH = (
     "INSERT INTO entries SELECT key, ?, place, used"
     " FROM (SELECT key, used, row_number() OVER (ORDER BY id) - 1 AS place FROM pending) ORDER BY key"
@@ -110,6 +111,7 @@ class Store:
         self.shard_rows, self.max_bytes = shard_rows, max_bytes
         self._mapped: dict[int, Shard] = {}
         self._seen = -1
+        self._made: list[Path] = []
 
     # ---------------------------------------------------------------- reading
 
@@ -126,6 +128,12 @@ class Store:
                 places.shard[hits[:, 0]] = hits[:, 1]
                 places.row[hits[:, 0]] = hits[:, 2]
         return places
+
+    def live(self, db: sqlite3.Connection, shard: int, keys: Keys) -> NDArray[np.bool_]:
+        """Which entries of a shard are reached by their keys, given all of its keys, (entries,)."""
+        places = self.find(db, keys)
+        live: NDArray[np.bool_] = (places.shard == shard) & (places.row == np.arange(len(keys)))
+        return live
 
     def fetch(self, keys: Keys) -> Fetched:
         """Read the rows of keys, in their order; a key may come twice.
@@ -275,13 +283,26 @@ class Store:
 
     @contextmanager
     def changing(self) -> Iterator[sqlite3.Connection]:
-        """A writing transaction; when it fails, ids of shards it made may be given again, so no mapping is kept."""
+        """A writing transaction. If it fails, its shards go, and no mapping is kept: ids may be given again."""
+        made: list[Path] = []
         try:
             with self.index.writing() as db:
+                self._made = made
                 yield db
         except BaseException:
             self._mapped = {}
+            # An interrupt may have come just after the commit, so the index has the last word.
+            with suppress(Exception), self.index.reading() as db:
+                named = {name for (name,) in db.execute("SELECT name FROM shards")}
+                for path in made:
+                    if path.name not in named:
+                        discard_shard(path)
             raise
+
+    def new_shard(self) -> Path:
+        """A path for a shard of the transaction under way."""
+        self._made.append(new_shard(self.folder))
+        return self._made[-1]
 
     def add(self, keys: Keys, rows: Rows, counts: Ints | None = None) -> int:
         """Store rows under keys that are not there yet; the others keep what they have.
@@ -350,47 +371,33 @@ class Store:
         values = [value for _, value in waiting]
         rows = self.unpack(b"".join(values), len(values))
         counts = np.array([len(value) // self.codec.row_bytes for value in values]) if self.tokens else None
-        path = new_shard(self.folder)
-        try:
-            crc = write_shard(path, self.codec, len(rows), [rows])
-            number = self.declare(db, path, len(rows), crc, keys, counts)
-            db.execute(_FLUSH, (number,))
-            db.execute("DELETE FROM pending")
-            publish_shard(path)
-        except BaseException:
-            discard_shard(path)
-            raise
+        path = self.new_shard()
+        crc = write_shard(path, self.codec, len(rows), [rows])
+        number = self.declare(db, path, len(rows), crc, keys, counts)
+        db.execute(_FLUSH, (number,))
+        db.execute("DELETE FROM pending")
+        publish_shard(path)
 
     def _add_shard(self, keys: Keys, rows: Rows, counts: Ints | None) -> int:
-        path = new_shard(self.folder)
-        # The file is written while the index is filled: neither needs Python's lock for long.
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1) as pool, self.changing() as db:
+            path = self.new_shard()
+            # The file is written while the index is filled: neither needs Python's lock for long.
             writing = pool.submit(write_shard, path, self.codec, len(rows), [rows])
             try:
-                with self.changing() as db:
-                    number = self.declare(db, path, len(rows), 0, keys, counts)
-                    new = self._enter(db, _INSERT, keys, number)
-                    grown = len(rows)
-                    if new < len(keys):  # another process was faster with some keys
-                        ours = self.find(db, keys).shard == number
-                        grown = int(ours.sum() if counts is None else counts[ours].sum())
-                    self._grow(db, grown)
-                    crc = writing.result()
-                    db.execute("UPDATE shards SET crc32 = ?, live = ? WHERE id = ?", (crc, new, number))
-                    publish_shard(path)
-                    dead = self._evict(db)
-            except BaseException:
+                number = self.declare(db, path, len(rows), 0, keys, counts)
+                new, grown = self._enter(db, _INSERT, keys, number), len(rows)
+                new -= db.execute(_RIVALS, (number,)).rowcount
+                if new < len(keys):  # another process was faster with some keys
+                    ours = self.find(db, keys).shard == number
+                    grown = int(ours.sum() if counts is None else counts[ours].sum())
+                self._grow(db, grown)
+            finally:
                 wait([writing])
-                self._discard_unless_named(path)
-                raise
+            db.execute("UPDATE shards SET crc32 = ?, live = ? WHERE id = ?", (writing.result(), new, number))
+            publish_shard(path)
+            dead = self._evict(db)
         self.unlink(dead)
         return new
-
-    def _discard_unless_named(self, path: Path) -> None:
-        """Clean up after a failure; an interrupt may have come just after the commit."""
-        with suppress(Exception), self.index.reading() as db:
-            if db.execute("SELECT 1 FROM shards WHERE name = ?", (path.name,)).fetchone() is None:
-                discard_shard(path)
 
     def declare(self, db: sqlite3.Connection, path: Path, rows: int, crc: int, keys: Keys, counts: Ints | None) -> int:
         """Name a shard in the index, all of its entries live; returns its id."""

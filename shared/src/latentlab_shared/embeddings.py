@@ -238,8 +238,7 @@ class _Cache:
         keys = np.frombuffer(blob, np.uint8).reshape(-1, KEY_BYTES)
         if all_live:
             return keys, None
-        places = self._store.find(db, keys)
-        chosen = np.flatnonzero((places.shard == shard.id) & (places.row == np.arange(len(keys))))
+        chosen = np.flatnonzero(self._store.live(db, shard.id, keys))
         return keys[chosen], chosen
 
     def _pieces(
