@@ -174,10 +174,9 @@ def read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
         UserError: for a damaged archive, and for one with links, devices, paths that leave the folder, members or a
             whole that are too large for news text.
     """
-    budget = max(_MIN_BUDGET, _MAX_RATIO * path.stat().st_size)
-    seen = 0
     try:
-        with tarfile.open(path, mode="r|gz") as archive:
+        _check_gzip(path)
+        with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             for number, member in enumerate(archive):
                 where = f"{path}:{member.name[:120]}"
                 if number >= _MAX_MEMBERS:
@@ -189,8 +188,7 @@ def read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
                     continue
                 if not member.isreg():
                     raise UserError("is a link or a device, not a file", where, "Do not trust this archive")
-                seen += member.size
-                if seen > budget or member.size > MAX_TEXT_BYTES:
+                if inside.suffix == ".story" and member.size > MAX_TEXT_BYTES:
                     raise UserError("is too large for news text", where, "Do not trust this archive")
                 # "._name": the attributes that macOS stores beside each file.
                 if inside.suffix != ".story" or inside.name.startswith("._"):
@@ -200,6 +198,16 @@ def read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
                 yield inside.name, file.read()
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise UserError(f"is damaged ({error})", path, "Delete it and run the command again") from None
+
+
+def _check_gzip(path: Path) -> None:
+    """Read it once to the end: damage anywhere shows before the first article is taken, and so does a bomb."""
+    budget = max(_MIN_BUDGET, _MAX_RATIO * path.stat().st_size)
+    with gzip.open(path) as stream:
+        while block := stream.read(2**20):
+            budget -= len(block)
+            if budget < 0:
+                raise UserError("is too large for news text when unpacked", path, "Do not trust this archive")
 
 
 def write_shards(rows: Iterable[Split], output: Path, shard_rows: int = SHARD_ROWS) -> Counter[str]:
