@@ -55,6 +55,13 @@ def test_equal_width_ece_equals_a_loop(items: list[tuple[int, float]], bins: int
     assert found == pytest.approx(total / len(items))
 
 
+def test_a_probability_on_an_edge_belongs_to_the_lower_bin() -> None:
+    table = c.reliability_table([0.0, 0.5, 0.75, 1.0], [0, 1, 1, 1], bins=4)
+    assert [(row.low, row.high, row.count, row.rate) for row in table] == [
+        (0, 0.25, 1, 0), (0.25, 0.5, 1, 1), (0.5, 0.75, 1, 1), (0.75, 1, 1, 1),
+    ]  # fmt: skip
+
+
 @given(_scored, st.integers(1, 9))
 def test_equal_mass_bins_keep_ties_together_and_lose_nobody(items: list[tuple[int, float]], bins: int) -> None:
     p = [q for _, q in items]

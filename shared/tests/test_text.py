@@ -32,6 +32,7 @@ HARD = [
     "Apples, pears, etc. were sold. | He bought apples, etc. | Then he left.",
     "She holds a Ph.D. from Yale. | He has none.",
     "Wait ... what? | Well... | Yes.",
+    "It was . . . strange. | They had 3 . . . | Then 4.",
     "He paused\u2026 | Then he spoke\u2026 but not for long.",
     "What?! | No way!! | Yes.",
     "On Jan. 5 it snowed. | It melted in Feb. | March was dry.",
