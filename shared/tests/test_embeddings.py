@@ -327,7 +327,7 @@ def test_batches_before_a_failure_are_kept(tmp_path):
     ("answer", "named"),
     [
         (np.zeros((2, DIM + 1)), r"shape \(2, 5\)"),
-        (np.zeros((3, DIM)), "3 results for 2 texts"),
+        (np.zeros((3, DIM)), "2 texts came with 3 vectors"),
         (np.zeros(DIM), r"shape \(4,\)"),
         (np.full((2, DIM), np.nan), "vector 0 is not finite"),
         (np.array([[0] * DIM, [1e6] * DIM]), "vector 1 is not finite as float16. Use dtype float32"),

@@ -8,7 +8,7 @@ import json
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from latentlab_shared.errors import UserError
 
 KEY_BYTES = 16
+FORMAT = 1
 Keys = NDArray[np.uint8]
 """Keys, (N, 16)."""
 
@@ -95,6 +96,17 @@ class Fingerprint:
 
 def _is_sha256(value: str) -> bool:
     return len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+def identity_of(fingerprint: Fingerprint, dim: int, dtype: str, tokens: bool) -> dict[str, Any]:
+    """What a cache, an exported file or a part holds; equal identities can be mixed."""
+    return {
+        "format": FORMAT,
+        "layout": "tokens" if tokens else "vectors",
+        "dim": dim,
+        "dtype": dtype,
+        "fingerprint": fingerprint.as_dict(),
+    }
 
 
 class KeyMaker:

@@ -215,9 +215,7 @@ def compare_identity(stored: Mapping[str, Any], wanted: Mapping[str, Any], where
         if stored.get(name) != wanted.get(name)
     ]
     if differing:
-        raise UserError(
-            f"the vectors were made otherwise: {'; '.join(differing)}", where, "Use another folder for these"
-        )
+        raise UserError(f"holds something else: {'; '.join(differing)}", where, "Use another folder for these")
 
 
 def read_identity(index: Index) -> dict[str, Any]:

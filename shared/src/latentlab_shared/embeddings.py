@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -17,7 +16,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from latentlab_shared._fingerprint import KEY_BYTES, Fingerprint, KeyMaker, Keys, Text
+from latentlab_shared._batches import Encode, encode_matrices, encode_vectors, in_batches
+from latentlab_shared._fingerprint import FORMAT, KEY_BYTES, Fingerprint, KeyMaker, Keys, Text, identity_of
 from latentlab_shared._index import Index, compare_identity, ensure_identity, read_identity
 from latentlab_shared._maintenance import Compacted, Fault, compact, orphans, verify
 from latentlab_shared._shards import Codec, Rows
@@ -26,10 +26,6 @@ from latentlab_shared.errors import UserError
 
 __all__ = ["Compacted", "EmbeddingCache", "Fault", "Fingerprint", "Lookup", "Text", "TokenEmbeddingCache"]
 
-Encode = Callable[[list[Any]], Any]
-"""From a batch of texts to vectors (N, D), or, for token embeddings, to N matrices (T_i, D)."""
-
-FORMAT = 1
 _TOKEN_ENTRIES = 1024  # texts per piece of a cache of token embeddings
 
 
@@ -43,7 +39,7 @@ class Lookup(NamedTuple):
 class _Cache:
     """What the two caches share: identity, opening and closing, keys, and care of the files."""
 
-    _TOKENS = False
+    tokens = False
 
     def __init__(
         self,
@@ -66,20 +62,14 @@ class _Cache:
             raise UserError(f"{shard_rows} is no number of rows", "shard_rows", "Give a positive integer")
         self.dir, self.fingerprint, self.dim, self.dtype = Path(dir), fingerprint, dim, dtype
         self.read_only, self.max_bytes = read_only, max_bytes
-        self._codec, self._key_maker = Codec(dim, dtype), KeyMaker(fingerprint)
+        self.codec, self._key_maker = Codec(dim, dtype), KeyMaker(fingerprint)
         self._index = Index(self.dir / "index.sqlite", read_only)
-        self._store = Store(self.dir, self._index, self._codec, self._TOKENS, shard_rows, max_bytes)
+        self._store = Store(self.dir, self._index, self.codec, self.tokens, shard_rows, max_bytes)
         ensure_identity(self._index, self.identity())
 
     def identity(self) -> dict[str, Any]:
         """What the cache holds: format, layout, dim, dtype and the fingerprint's fields."""
-        return {
-            "format": FORMAT,
-            "layout": "tokens" if self._TOKENS else "vectors",
-            "dim": self.dim,
-            "dtype": self.dtype,
-            "fingerprint": self.fingerprint.as_dict(),
-        }
+        return identity_of(self.fingerprint, self.dim, self.dtype, self.tokens)
 
     @classmethod
     def open(cls, dir: str | os.PathLike[str], *, read_only: bool = True) -> Self:
@@ -93,7 +83,7 @@ class _Cache:
             identity = read_identity(index)
         finally:
             index.close()
-        layout = "tokens" if cls._TOKENS else "vectors"
+        layout = "tokens" if cls.tokens else "vectors"
         if identity.get("format") != FORMAT or identity.get("layout") != layout:
             raise UserError(
                 f"format {identity.get('format')} of {identity.get('layout')}, not {FORMAT} of {layout}", dir
@@ -155,7 +145,7 @@ class _Cache:
         files = [path for path in self.dir.rglob("*") if path.is_file()]
         return {
             "dir": str(self.dir),
-            "layout": "tokens" if self._TOKENS else "vectors",
+            "layout": "tokens" if self.tokens else "vectors",
             "dim": self.dim,
             "dtype": self.dtype,
             "entries": entries,
@@ -165,7 +155,7 @@ class _Cache:
             "dead": listed - live,
             "orphans": left_over,
             "bytes": sum(path.stat().st_size for path in files),
-            "bytes_of_vectors": vectors * self._codec.row_bytes,
+            "bytes_of_vectors": vectors * self.codec.row_bytes,
             "max_bytes": self.max_bytes,
             "fingerprint": self.fingerprint.as_dict(),
             "digest": self.fingerprint.digest().hex(),
@@ -193,7 +183,7 @@ class _Cache:
         """
         from latentlab_shared._portable import write_file
 
-        return write_file(self.identity(), self._codec, self.encoded(), Path(path))
+        return write_file(self.identity(), self.codec, self.encoded(), Path(path))
 
     def import_from(self, path: str | os.PathLike[str]) -> int:
         """Add the entries of a file written by ``export_to``; returns how many were new.
@@ -204,7 +194,7 @@ class _Cache:
         from latentlab_shared import _portable
 
         compare_identity(_portable.read_identity(Path(path)), self.identity(), path)
-        return sum(self._add(*piece) for piece in _portable.read_pieces(Path(path), self._codec, self._TOKENS))
+        return sum(self._add(*piece) for piece in _portable.read_pieces(Path(path), self.codec, self.tokens))
 
     def encoded(self, piece_bytes: int = 64 << 20) -> Iterator[tuple[Keys, Rows, Ints | None]]:
         """All entries as they are stored, in pieces: keys (N, 16), rows (R, row_bytes), rows per key (N,) or None.
@@ -217,11 +207,11 @@ class _Cache:
             waiting = db.execute("SELECT key, value FROM pending ORDER BY id").fetchall()
             plan = [(shard, *self._live_entries(db, shard, bool(live[shard.id]))) for shard in shards]
         for shard, keys, chosen in plan:
-            yield from self._pieces(shard, keys, chosen, max(1, piece_bytes // self._codec.row_bytes))
+            yield from self._pieces(shard, keys, chosen, max(1, piece_bytes // self.codec.row_bytes))
         if waiting:
             values = [self._store.unpack(value) for _, value in waiting]
             keys = np.frombuffer(b"".join(key for key, _ in waiting), np.uint8).reshape(-1, KEY_BYTES)
-            yield keys, np.concatenate(values), np.array([len(v) for v in values]) if self._TOKENS else None
+            yield keys, np.concatenate(values), np.array([len(v) for v in values]) if self.tokens else None
 
     def add_encoded(self, keys: Keys, rows: Rows, counts: Ints | None = None) -> int:
         """Store what ``encoded`` gave; returns how many keys were new."""
@@ -255,18 +245,6 @@ class _Cache:
             rows = [np.asarray(shard.matrix)[shard.starts[e] : shard.starts[e + 1]] for e in part.tolist()]
             yield keys[start : start + _TOKEN_ENTRIES], np.concatenate(rows), np.diff(shard.starts)[part]
 
-    def _compute(
-        self, texts: Sequence[Text], encode: Encode, batch_size: int, progress: bool, store: Callable[[Ints, Any], None]
-    ) -> None:
-        """Encode texts in batches of like length, the longest first, and hand each batch to ``store``."""
-        # The longest batch comes first: if memory does not suffice, that shows at once.
-        order = np.argsort([-len(text) for text in texts], kind="stable")
-        with _bar(len(texts), progress) as advance:
-            for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
-                store(batch, encode([texts[i] for i in batch.tolist()]))
-                advance(len(batch))
-
 
 class EmbeddingCache(_Cache):
     """Texts to vectors (D,) on disk.
@@ -299,7 +277,7 @@ class EmbeddingCache(_Cache):
             Vectors (N, D) float32 in the order of the texts, NaN where missing, and the mask of those found.
         """
         fetched = self._store.fetch(self.keys(texts))
-        vectors = self._codec.decode(fetched.rows)
+        vectors = self.codec.decode(fetched.rows)
         if not fetched.found.all():
             vectors[~fetched.found] = np.nan
         return Lookup(vectors, fetched.found)
@@ -317,10 +295,7 @@ class EmbeddingCache(_Cache):
         Raises:
             UserError: if the shapes do not fit or a value is not finite; nothing is stored.
         """
-        rows = self._codec.encode(vectors)
-        if len(rows) != len(texts):
-            raise UserError(f"{len(texts)} texts came with {len(rows)} vectors", fix="Give one vector per text")
-        return self._add(self.keys(texts), rows)
+        return self._add(self.keys(texts), encode_vectors(self.codec, vectors, len(texts)))
 
     def get_or_compute(
         self, texts: Sequence[Text], encode: Encode, *, batch_size: int = 64, progress: bool = True
@@ -342,20 +317,20 @@ class EmbeddingCache(_Cache):
         keys = self.keys(texts)
         fetched = self._store.fetch(keys)
         if fetched.found.all():
-            return self._codec.decode(fetched.rows)
+            return self.codec.decode(fetched.rows)
         rows = fetched.rows
         missing = np.flatnonzero(~fetched.found)
         first, inverse = _unique(keys[missing])
         wanted = missing[first]
-        computed = np.zeros((len(wanted), self._codec.row_bytes), np.uint8)
+        computed = np.zeros((len(wanted), self.codec.row_bytes), np.uint8)
 
         def store(batch: Ints, vectors: Any) -> None:
-            computed[batch] = _of_batch(self._codec.encode(vectors), len(batch))
+            computed[batch] = encode_vectors(self.codec, vectors, len(batch))
             self._add(keys[wanted[batch]], computed[batch])
 
-        self._compute([texts[i] for i in wanted.tolist()], encode, batch_size, progress, store)
+        in_batches([texts[i] for i in wanted.tolist()], encode, batch_size, progress, store)
         rows[missing] = computed[inverse]
-        return self._codec.decode(rows)
+        return self.codec.decode(rows)
 
     def as_matrix(self, texts: Sequence[Text] | None = None) -> NDArray[Any]:
         """Vectors as one matrix in the stored type (float32 for int8).
@@ -372,15 +347,15 @@ class EmbeddingCache(_Cache):
         if texts is None:
             chunks = [rows for _, rows, _ in self.encoded(piece_bytes=sys.maxsize)]
             if len(chunks) == 1:
-                return self._codec.native(chunks[0])
-            return self._codec.native(np.concatenate(chunks)) if chunks else self._codec.native(self._no_rows())
+                return self.codec.native(chunks[0])
+            return self.codec.native(np.concatenate(chunks)) if chunks else self.codec.native(self._no_rows())
         keys = self.keys(texts)
         with self._index.reading() as db:
             number, row = self._store.find(db, keys)
             if len(keys) and number[0] > 0 and (number == number[0]).all() and (np.diff(row) == 1).all():
                 matrix = self._store.shard(db, int(number[0])).matrix
                 if row[0] >= 0 and row[-1] < len(matrix):
-                    return self._codec.native(matrix[row[0] : row[-1] + 1])
+                    return self.codec.native(matrix[row[0] : row[-1] + 1])
         fetched = self._store.fetch(keys)
         if not fetched.found.all():
             missing = np.flatnonzero(~fetched.found)
@@ -389,15 +364,15 @@ class EmbeddingCache(_Cache):
                 self.dir,
                 "Call get_or_compute first",
             )
-        return self._codec.native(fetched.rows)
+        return self.codec.native(fetched.rows)
 
     def chunks(self) -> Iterator[tuple[Keys, NDArray[Any]]]:
         """All vectors in pieces of at most 64 MiB: keys (n, 16) and vectors (n, D) as in ``as_matrix``."""
         for keys, rows, _ in self.encoded():
-            yield keys, self._codec.native(rows)
+            yield keys, self.codec.native(rows)
 
     def _no_rows(self) -> Rows:
-        return np.zeros((0, self._codec.row_bytes), np.uint8)
+        return np.zeros((0, self.codec.row_bytes), np.uint8)
 
 
 class TokenEmbeddingCache(_Cache):
@@ -406,7 +381,7 @@ class TokenEmbeddingCache(_Cache):
     ``shard_rows`` and ``max_bytes`` count token vectors.
     """
 
-    _TOKENS = True
+    tokens = True
 
     def get_many(self, texts: Sequence[Text]) -> list[NDArray[np.float32] | None]:
         """Matrices (T_i, D) float32 of N texts, in their order; None where missing."""
@@ -426,9 +401,7 @@ class TokenEmbeddingCache(_Cache):
         Raises:
             UserError: if the shapes do not fit or a value is not finite; nothing is stored.
         """
-        rows, counts = self._encoded(matrices)
-        if len(counts) != len(texts):
-            raise UserError(f"{len(texts)} texts came with {len(counts)} matrices", fix="Give one matrix per text")
+        rows, counts = encode_matrices(self.codec, matrices, len(texts))
         return self._add(self.keys(texts), rows, counts)
 
     def get_or_compute(
@@ -451,12 +424,12 @@ class TokenEmbeddingCache(_Cache):
         computed: list[NDArray[np.float32]] = [np.zeros((0, self.dim), np.float32)] * len(wanted)
 
         def store(batch: Ints, found: Any) -> None:
-            rows, counts = self._encoded(_of_batch(found, len(batch)))
+            rows, counts = encode_matrices(self.codec, found, len(batch))
             self._add(keys[wanted[batch]], rows, counts)
             for at, matrix in zip(batch.tolist(), self._split(Fetched(rows, batch >= 0, counts)), strict=True):
                 computed[at] = matrix
 
-        self._compute([texts[i] for i in wanted.tolist()], encode, batch_size, progress, store)
+        in_batches([texts[i] for i in wanted.tolist()], encode, batch_size, progress, store)
         for at, source in zip(missing.tolist(), inverse.tolist(), strict=True):
             matrices[at] = computed[source]
         return matrices
@@ -466,16 +439,9 @@ class TokenEmbeddingCache(_Cache):
         for keys, rows, counts in self.encoded():
             yield keys, self._split(Fetched(rows, np.ones(len(keys), bool), counts))
 
-    def _encoded(self, matrices: Sequence[object]) -> tuple[Rows, Ints]:
-        encoded = [self._codec.encode(matrix) for matrix in matrices]
-        counts = np.array([len(rows) for rows in encoded], dtype=np.int64)
-        if not counts.all():
-            raise UserError(f"matrix {int(np.argmin(counts))} has no rows", fix="Every text needs at least one token")
-        return (np.concatenate(encoded) if encoded else np.zeros((0, self._codec.row_bytes), np.uint8)), counts
-
     def _split(self, fetched: Fetched) -> list[NDArray[np.float32]]:
         assert fetched.counts is not None
-        return np.split(self._codec.decode(fetched.rows), np.cumsum(fetched.counts)[:-1]) if len(fetched.counts) else []
+        return np.split(self.codec.decode(fetched.rows), np.cumsum(fetched.counts)[:-1]) if len(fetched.counts) else []
 
 
 def _reopen(
@@ -498,26 +464,3 @@ def _unique(keys: Keys) -> tuple[Ints, Ints]:
         return first, np.arange(len(keys))
     place = {keys[i].tobytes(): n for n, i in enumerate(first.tolist())}
     return first, np.array([place[key.tobytes()] for key in keys])
-
-
-def _of_batch(found: Any, size: int) -> Any:
-    if len(found) != size:
-        raise UserError(
-            f"the encoder returned {len(found)} results for {size} texts", fix="Return one per text, in order"
-        )
-    return found
-
-
-@contextmanager
-def _bar(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, if that is a terminal."""
-    if not wanted or not total or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("encoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("encoding", total=total)
-        yield lambda amount: bar.advance(task, amount)
