@@ -70,7 +70,7 @@ def load_encoder(
     layer: int = -1,
     window: Window = "mean",
     overlap: int | None = None,
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     int8: bool = False,
     normalise: bool | None = None,
     revision: str | None = None,
@@ -90,7 +90,7 @@ def load_encoder(
             ``error`` refuses them.
         overlap: tokens that neighbouring windows share as context; each token is pooled in one window only. None for
             32, or a quarter of a short window.
-        batch_tokens: padded tokens per batch.
+        batch_tokens: padded tokens per batch; None for 2,048 on a CPU and 32,768 elsewhere.
         int8: dynamic quantisation of the linear layers (CPU only): smaller and faster, slightly other vectors.
         normalise: give vectors the length one; None for what the model's folder says (sentence-transformers), else no.
         revision: branch, tag or commit of a hub id.
@@ -131,7 +131,7 @@ class _Settings:
     layer: int
     window: Window
     overlap: int | None
-    batch_tokens: int
+    batch_tokens: int | None
     int8: bool
     normalise: bool | None
 
@@ -185,6 +185,11 @@ class TransformerEncoder:
             raise UserError(
                 f"windows of {self._room} tokens must be longer than their overlap", f"overlap={self.overlap}"
             )
+        self.batch_tokens = (
+            (2048 if device == "cpu" else 32_768) if settings.batch_tokens is None else settings.batch_tokens
+        )
+        if self.batch_tokens < 1:
+            raise UserError("a batch needs at least one token", f"batch_tokens={self.batch_tokens}")
         layers = int(config.num_hidden_layers)
         if not -layers - 1 <= settings.layer <= layers:
             raise UserError(f"the model has layers 0 to {layers} (or -1 for the last)", f"layer={settings.layer}")
@@ -206,8 +211,6 @@ class TransformerEncoder:
             raise UserError(f"the model reads at most {positions} tokens", where, "Longer texts are read in windows")
         if length <= special:
             raise UserError(f"no room for text beside {special} special tokens", where)
-        if self.settings.batch_tokens < 1:
-            raise UserError("a batch needs at least one token", f"batch_tokens={self.settings.batch_tokens}")
         return int(length)
 
     @property
@@ -253,7 +256,7 @@ class TransformerEncoder:
         maximum = self.settings.pooling == "max"
         pooled = np.full((len(texts), self.dim), -np.inf if maximum else 0.0)
         weights = np.zeros((len(texts), 1))
-        for batch in _batches(pieces, self.settings.batch_tokens):
+        for batch in _batches(pieces, self.batch_tokens):
             vectors, counts = self._forward(batch)
             owners = np.array([piece.owner for piece in batch])
             np.add.at(weights, owners, counts)
@@ -430,7 +433,7 @@ def _quantised(network: torch.nn.Module) -> torch.nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces that this moves to another package
         quantised: torch.nn.Module = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
-            network, {torch.nn.Linear}, dtype=torch.qint8
+            network, {torch.nn.Linear: torch.ao.quantization.per_channel_dynamic_qconfig}
         )
     return quantised
 
