@@ -26,7 +26,7 @@ RUNS = Path("runs/rsr_net")
 LSA_WIDTH = 256
 _DECODER_TEXTS = 20_000
 _INDEX_SUMMARIES = 20_000
-_CHECKED = 64  # texts that set the faithfulness threshold
+_CHECKED = 64  # validation articles that set the faithfulness threshold
 
 Log = Callable[[str], None]
 
@@ -166,7 +166,7 @@ def train_run(
             )
             if settings.decoder:
                 log("training the decoder")
-                summarizer.decoder, summarizer.faithful = fit_decoder(train, encoder, cache, settings.seed)
+                fit_decoder(summarizer, train, embedded[1], cache, settings.seed)
             summarizer.save_pretrained(output / "model")
             results = _validation(summarizer, embedded[1])
             run.write_results(results)
@@ -210,12 +210,15 @@ def index_of(examples: Sequence[Example], articles: Sequence[ArticleVectors]) ->
 
 
 def fit_decoder(
-    train: Sequence[Example], encoder: TextEncoder, cache: EmbeddingCache | None, seed: int
-) -> tuple[Any, float]:
-    """Train the small decoder on the training summaries and their sentences.
+    summarizer: Summarizer,
+    train: Sequence[Example],
+    valid: Sequence[ArticleVectors],
+    cache: EmbeddingCache | None,
+    seed: int,
+) -> None:
+    """Give a summarizer the small decoder, trained on the training summaries and their sentences.
 
-    Returns:
-        The decoder and the faithfulness that nine of ten summaries reach when their own vectors are decoded.
+    The faithfulness below which a text gets a warning is the one that nine of ten validation articles reach.
     """
     import numpy as np
     import torch
@@ -223,12 +226,11 @@ def fit_decoder(
     from rsr_net.inference.decoder import VectorDecoder
 
     texts = list(dict.fromkeys(chain([e.summary for e in train], *(e.highlights for e in train))))[:_DECODER_TEXTS]
-    vectors = encode(texts, encoder, cache)
-    decoder = VectorDecoder.fit(texts, torch.from_numpy(vectors), seed=seed)
-    checked = torch.from_numpy(vectors[:_CHECKED])
-    again = encode(decoder.generate(checked, beams=1), encoder)
-    reached = [cosine(a, b) for a, b in zip(again, vectors[:_CHECKED], strict=True)]
-    return decoder, float(np.quantile(reached, 0.1))
+    decoder = VectorDecoder.fit(texts, torch.from_numpy(encode(texts, summarizer.encoder, cache)), seed=seed)
+    meant = summarizer.refine(valid[:_CHECKED]).y
+    written = encode(decoder.generate(meant, beams=1), summarizer.encoder)
+    reached = [cosine(a, b) for a, b in zip(written, meant.numpy(), strict=True)]
+    summarizer.decoder, summarizer.faithful = decoder, float(np.quantile(reached, 0.1))
 
 
 def _validation(summarizer: Summarizer, valid: Sequence[ArticleVectors]) -> dict[str, Any]:
