@@ -340,7 +340,7 @@ class BartVectorDecoder:
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 optimizer.step()
-                total += float(loss) * len(picked)
+                total += loss.item() * len(picked)
             losses.append(total / len(texts))
         self.model.eval()
         return losses
