@@ -140,7 +140,8 @@ def test_a_saved_model_answers_the_same_in_a_new_process(summarizer, tmp_path):
     summarizer.save_pretrained(tmp_path / "m")
     here = {mode: summarizer.summarize(ARTICLE, mode=mode).to_dict() for mode in ("extract", "retrieve", "generate")}
     code = (
-        "import json, sys; from rsr_net import Summarizer; s = Summarizer.from_pretrained(sys.argv[1]); t = sys.argv[2]\n"
+        "import json, sys; from rsr_net import Summarizer\n"
+        "s, t = Summarizer.from_pretrained(sys.argv[1]), sys.argv[2]\n"
         "modes = ('extract', 'retrieve', 'generate')\n"
         "print(json.dumps({m: s.summarize(t, mode=m).to_dict() for m in modes}))"
     )
