@@ -1,0 +1,246 @@
+"""The command line: what it prints, writes and refuses; as a process where that makes a difference."""
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from latentlab_shared.cli import run
+from rsr_net.cli import app
+from rsr_net.sample import demo, generate, write_stories
+
+FAST = ["--limit", "60", "--set", "train.epochs=1"]
+NEWS = generate(1, seed=7)[0]
+
+
+def rsr(*arguments: object, cwd: Path, stdin: str | bytes = b"", code: int = 0) -> subprocess.CompletedProcess:
+    """Run the command in this process, which spares the imports; a wrong exit code or a traceback fails the test."""
+    given = [str(argument) for argument in arguments]
+    raw = stdin.encode() if isinstance(stdin, str) else stdin
+    out, err = io.StringIO(), io.StringIO()
+    before = sys.stdin
+    sys.stdin = io.TextIOWrapper(io.BytesIO(raw))
+    try:
+        captured = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+        with contextlib.chdir(cwd), captured[0], captured[1], pytest.raises(SystemExit) as left:
+            run(app, "rsr-net", given)
+    finally:
+        sys.stdin = before
+    said = err.getvalue()
+    assert left.value.code == code, f"{given}: {left.value.code}\n{out.getvalue()}\n{said}"
+    assert "Traceback" not in said
+    return subprocess.CompletedProcess(given, code, out.getvalue(), said)
+
+
+def one_line(done: subprocess.CompletedProcess) -> str:
+    """The single line on stderr of a command that was refused."""
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a trained default run."""
+    folder = tmp_path_factory.mktemp("home")
+    rsr("train", *FAST, "-q", cwd=folder)
+    (folder / "article.txt").write_text(NEWS.article)
+    many = folder / "articles"
+    many.mkdir()
+    for number, example in enumerate(generate(3, seed=8)):
+        (many / f"{number}.txt").write_text(example.article)
+    return folder
+
+
+def test_help_is_quick_to_load_nothing_heavy():
+    heavy = ("torch", "transformers", "sklearn", "fastapi", "numpy")
+    code = f"import sys, rsr_net.cli; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("verb", ["prepare", "train", "evaluate", "predict", "summarize", "serve", "export", "bench"])
+def test_every_verb_has_help(verb, tmp_path):
+    assert "--json" in rsr(verb, "--help", cwd=tmp_path).stdout
+
+
+def test_version_is_the_installed_one(tmp_path):
+    from importlib.metadata import version
+
+    assert rsr("--version", cwd=tmp_path).stdout.strip() == f"rsr-net {version('latentlab-rsr-net')}"
+
+
+# -- summarize ---------------------------------------------------------------------------------------------------
+
+
+def test_a_file_stdin_and_the_library_agree(home):
+    from rsr_net import Summarizer
+
+    text = Summarizer.from_pretrained(home / "runs/rsr_net/sample").summarize(NEWS.article).text
+    assert rsr("summarize", "article.txt", cwd=home).stdout.strip() == text
+    assert rsr("summarize", "-", cwd=home, stdin=NEWS.article).stdout.strip() == text
+    assert rsr("predict", "article.txt", cwd=home).stdout.strip() == text
+
+
+def test_a_folder_gives_one_line_per_file(home):
+    lines = rsr("summarize", "articles", cwd=home).stdout.splitlines()
+    assert [line.partition("\t")[0] for line in lines] == ["0", "1", "2"]
+    found = json.loads(rsr("summarize", "articles", "--json", "--limit", 2, cwd=home).stdout)["summaries"]
+    assert [f["id"] for f in found] == ["0", "1"]
+    assert [f["text"] for f in found] == [line.partition("\t")[2] for line in lines[:2]]
+
+
+def test_json_has_the_trace_only_when_asked(home):
+    short = json.loads(rsr("summarize", "article.txt", "--json", "-n", 1, cwd=home).stdout)
+    assert len(short["indices"]) == 1 and "steps" not in short
+    full = json.loads(rsr("summarize", "article.txt", "--json", "--explain", cwd=home).stdout)
+    assert full["steps"][0]["reads"][0]["sentence"] in full["sentences"]
+
+
+def test_explain_is_plain_text_when_it_is_no_terminal(home):
+    said = rsr("summarize", "--demo", "--explain", cwd=home).stdout
+    assert "\x1b" not in said and "confidence" in said and "read most" in said
+    assert any(sentence in said for sentence in demo().sentences)
+
+
+def test_retrieve_warns_on_stderr_that_it_speaks_of_another_article(home):
+    done = rsr("summarize", "article.txt", "--mode", "retrieve", cwd=home)
+    assert "another article" in done.stderr and "another article" not in done.stdout
+    assert rsr("summarize", "article.txt", "--mode", "retrieve", "-q", cwd=home).stderr == ""
+
+
+def test_wrong_input_is_one_line_and_exit_2(home, tmp_path):
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00")
+    model = ["--model", home / "runs/rsr_net/sample"]
+    for arguments, said in (
+        (["article.txt"], "no such file"),
+        ([tmp_path / "empty.txt", *model], "is empty"),
+        ([tmp_path / "image.png", *model], "is not text"),
+        (["-", *model], "is empty"),
+        ([], "Give a file"),
+        (["-", *model, "--mode"], "--mode"),
+        (["--demo"], "rsr-net train"),
+        (["--demo", "--mode", "rewrite", *model], "--mode"),
+        (["--demo", "--mode", "generate", *model], "rsr-net train --decoder"),
+        (["--demo", "--sentences", "2", *model], "--sentences"),
+        (["--demo", "-n", "0", *model], "--max-sentences"),
+        (["--demo", "--device", "cuda:9", *model], "--device"),
+    ):
+        assert said in one_line(rsr("summarize", *arguments, cwd=tmp_path, code=2))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.txt", "image.png"]
+
+
+# -- train -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_has_everything_and_says_how_to_use_it(home):
+    folder = home / "runs/rsr_net/sample"
+    assert {"config.json", "environment.json", "results.json", "README.md", "model"} <= {
+        p.name for p in folder.iterdir()
+    }
+    config = json.loads((folder / "config.json").read_text())
+    assert config["data"] == "sample" and config["rsr"]["train"]["epochs"] == 1 and config["limit"] == 60
+    environment = json.loads((folder / "environment.json").read_text())
+    assert len(environment["data"]["sample"]) == 64 and environment["seed"] == 0
+    assert f"rsr-net summarize article.txt --model {Path('runs/rsr_net/sample')}" in (folder / "README.md").read_text()
+
+
+def test_the_same_seed_gives_the_same_model(home, tmp_path):
+    rsr("train", *FAST, "-q", "--output-dir", "again", cwd=tmp_path)
+    ours, theirs = (p / "model/refiner.safetensors" for p in (tmp_path / "again", home / "runs/rsr_net/sample"))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_training_on_stories_and_on_jsonl(tmp_path):
+    write_stories(tmp_path / "stories", 80, seed=3)
+    said = json.loads(rsr("train", *FAST, "--data", "stories", "-o", "a", "--json", cwd=tmp_path).stdout)
+    assert said["run"] == "a" and set(said["validation"]) == {"start", "refined"}
+    rsr("train", "--data", "stories", "-o", "a", "-q", cwd=tmp_path, code=2)  # the folder is in use
+
+
+def test_wrong_settings_are_one_line_and_write_nothing(tmp_path):
+    with gzip.open(tmp_path / "bad.jsonl.gz", "wt") as file:
+        file.write('{"article": "News."}\n{\n')
+    (tmp_path / "c.yaml").write_text("model: {depth: 3}\n")
+    for arguments, said in (
+        (["--set", "model.stepz=3"], "model.steps"),
+        (["--set", "train.epochs=many"], "train.epochs"),
+        (["--set", "epochs"], "key=value"),
+        (["--set", "model.input_dim=8"], "--set model.input_dim"),
+        (["--config", "c.yaml"], "depth"),
+        (["--config", "absent.yaml"], "absent.yaml"),
+        (["--profile", "large"], "--profile"),
+        (["--data", "absent"], "no such file or folder"),
+        (["--data", "bad.jsonl.gz"], "bad.jsonl.gz:2"),
+        (["--encoder", "absent"], "absent"),
+        (["--resume", "absent"], "absent"),
+        (["--limit", "0"], "--limit"),
+        (["--seed", "-1"], "--seed"),
+        (["--epochs", "3"], "--epochs"),
+    ):
+        assert said in one_line(rsr("train", "-q", *arguments, cwd=tmp_path, code=2)), arguments
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.jsonl.gz", "c.yaml"]
+
+
+def test_skip_bad_counts_and_goes_on(tmp_path):
+    rows = [
+        json.dumps({"id": str(e.id), "article": e.article, "highlights": list(e.highlights)}) for e in generate(150)
+    ]
+    (tmp_path / "news.jsonl").write_text("\n".join([*rows, "{"]) + "\n")
+    assert "--skip-bad" in rsr("train", "--data", "news.jsonl", cwd=tmp_path, code=2).stderr
+    done = rsr("train", "--data", "news.jsonl", "--skip-bad", "-o", "r", "--set", "train.epochs=1", cwd=tmp_path)
+    assert "malformed" in done.stderr and (tmp_path / "r/model").is_dir()
+
+
+# -- the rest ----------------------------------------------------------------------------------------------------
+
+
+def test_prepare_converts_a_folder_of_stories(tmp_path):
+    write_stories(tmp_path / "stories", 60)
+    done = rsr("prepare", "--source", "stories/", "-o", "out", "--json", cwd=tmp_path)
+    account = json.loads(done.stdout)
+    assert sum(account["articles"].values()) == 60 and (tmp_path / "out/train-00000.jsonl.gz").is_file()
+
+
+def test_prepare_without_a_network_names_the_offline_ways(tmp_path):
+    line = one_line(rsr("prepare", "-q", "--url", "http://127.0.0.1:1/cnn.tgz", "-o", "out", cwd=tmp_path, code=2))
+    assert "cannot be reached" in line and "--source" in line and "--data sample" in line
+
+
+def test_export_says_what_it_wrote(home, tmp_path):
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    model = home / "runs/rsr_net/sample"
+    said = json.loads(rsr("export", "--model", model, "-o", "out", "--json", cwd=tmp_path).stdout)["files"]
+    assert [Path(f["file"]).name for f in said] == ["refiner.onnx", "refiner.safetensors"]
+    for file in said:
+        assert file["bytes"] == (tmp_path / file["file"]).stat().st_size and file["difference"] < 1e-4
+    assert "--format" in one_line(rsr("export", "--model", model, "--format", "pickle", cwd=tmp_path, code=2))
+
+
+def test_ctrl_c_is_exit_130_and_one_line(tmp_path):
+    call = [sys.executable, "-m", "rsr_net.cli", "train", "--set", "train.epochs=5000", "--set", "train.patience=5000"]
+    process = subprocess.Popen(call, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    folder = tmp_path / "runs/rsr_net/sample"
+    while not (folder / "config.json").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.splitlines()[-1].startswith("interrupted") and "Traceback" not in err
+    assert out == "" and not (folder / "model").exists()
+
+
+def test_a_reader_that_leaves_is_no_fault(home):
+    command = f"{sys.executable} -m rsr_net.cli summarize articles | head -c 1"
+    done = subprocess.run(command, shell=True, cwd=home, capture_output=True, text=True, env=os.environ)
+    assert done.stderr == "" and len(done.stdout) == 1
