@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 import os
 import re
 import uuid
@@ -22,6 +23,7 @@ Rows = NDArray[np.uint8]
 
 DTYPES = ("float16", "float32", "int8")
 _NAME = re.compile(r"[0-9a-f]{32}\.npy")
+_CHECKED_BYTES = 1 << 18  # checked at a time: two passes over what is in the CPU's cache
 _BLOCK = 8 << 20  # bytes that are written and summed at a time, so that the checksum reads them from the CPU's cache
 
 
@@ -64,9 +66,11 @@ class Codec:
         if self.dtype != "int8":
             with np.errstate(over="ignore"):
                 stored = np.ascontiguousarray(matrix, dtype=self.element)
-            if not self.finite(_bytes(stored, self.row_bytes)).all():
+            rows = _bytes(stored, self.row_bytes)
+            step = max(1, _CHECKED_BYTES // self.row_bytes)
+            if not all(self._all_finite(rows[i : i + step]) for i in range(0, len(rows), step)):
                 self._refuse(matrix)
-            return _bytes(stored, self.row_bytes)
+            return rows
         if not np.isfinite(matrix).all():
             self._refuse(matrix)
         packed = np.empty(len(matrix), self.element)
@@ -98,7 +102,7 @@ class Codec:
         """Which rows hold only finite numbers, (R,)."""
         finite: NDArray[np.bool_]
         if self.dtype == "float16":
-            # An all-ones exponent is an infinity or NaN; integer maxima are four times as fast as isfinite on float16.
+            # An all-ones exponent is an infinity or NaN.
             exponents = np.asarray(rows).view("<u2") & np.uint16(0x7C00)
             finite = exponents.max(axis=1, initial=0) < 0x7C00
         elif self.dtype == "float32":
@@ -106,6 +110,13 @@ class Codec:
         else:
             finite = np.isfinite(np.ascontiguousarray(rows).view(self.element)[:, 0]["scale"])
         return finite
+
+    def _all_finite(self, rows: Rows) -> bool:
+        if self.dtype != "float16" or not rows.size:
+            return bool(self.finite(rows).all())
+        # Infinities and NaN are 7c00–7fff and fc00–ffff: the largest bit patterns, signed and unsigned. Reductions of
+        # integers are several times as fast as isfinite on float16, and no temporary array is made.
+        return bool(rows.view("<i2").max() < 0x7C00 and rows.view("<u2").max() < 0xFC00)
 
     def header(self, rows: int) -> bytes:
         """The ``.npy`` header of a shard of that many rows."""
@@ -233,3 +244,10 @@ def open_shard(path: Path, codec: Codec, rows: int) -> Rows:
 def checksum(rows: Rows) -> int:
     """CRC-32 of a shard's rows."""
     return zlib.crc32(rows.data.cast("B"))
+
+
+def read_ahead(rows: Rows) -> None:
+    """Ask the system to load a mapped shard in large pieces; where it cannot, nothing happens."""
+    base: Any = rows.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED"):
+        base.madvise(mmap.MADV_WILLNEED)

@@ -28,6 +28,7 @@ from latentlab_shared._shards import (
     new_shard,
     open_shard,
     publish_shard,
+    read_ahead,
     shard_path,
     write_shard,
 )
@@ -36,6 +37,7 @@ from latentlab_shared.errors import UserError
 PUT_SHARD_BYTES = 256 << 20  # of one put: the write lock is held while it goes to the disk
 EVICT_TO = 0.9  # eviction goes this far below the limit, so that it is rare
 _FIND_AT_ONCE = 1 << 16
+_DENSE = 8  # from one row in eight on, most pages of a shard are needed
 
 Ints = NDArray[np.int64]
 
@@ -249,6 +251,8 @@ class Store:
                 inner = _ranges(counts[here])
                 source = np.repeat(source, counts[here]) + inner
                 target = np.repeat(target, counts[here]) + inner
+            if len(source) * _DENSE >= len(shard.matrix):
+                read_ahead(shard.matrix)
             order = np.argsort(source)  # in the order of the file: the disk reads ahead
             rows[target[order]] = np.asarray(shard.matrix)[self._checked(source[order], len(shard.matrix), shard)]
         return Fetched(rows, found, counts)
@@ -359,7 +363,7 @@ class Store:
             size = db.execute("SELECT coalesce(sum(length(value)), 0) FROM pending").fetchone()[0]
             return int(size) // self.codec.row_bytes
         # The ends of the table give a bound; counting would read all of it at every put.
-        low, high = db.execute("SELECT min(id), max(id) FROM pending").fetchone()
+        low, high = db.execute("SELECT (SELECT min(id) FROM pending), (SELECT max(id) FROM pending)").fetchone()
         return 0 if low is None else int(high - low + 1)
 
     def flush(self, db: sqlite3.Connection) -> None:

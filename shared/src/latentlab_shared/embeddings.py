@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -70,26 +70,6 @@ class _Cache:
     def identity(self) -> dict[str, Any]:
         """What the cache holds: format, layout, dim, dtype and the fingerprint's fields."""
         return identity_of(self.fingerprint, self.dim, self.dtype, self.tokens)
-
-    @classmethod
-    def open(cls, dir: str | os.PathLike[str], *, read_only: bool = True) -> Self:
-        """Open a cache as what it says it is, to look after it; to read vectors, give the fingerprint you expect.
-
-        Raises:
-            UserError: if there is no cache, or one of the other kind.
-        """
-        index = Index(Path(dir) / "index.sqlite", read_only=True)
-        try:
-            identity = read_identity(index)
-        finally:
-            index.close()
-        layout = "tokens" if cls.tokens else "vectors"
-        if identity.get("format") != FORMAT or identity.get("layout") != layout:
-            raise UserError(
-                f"format {identity.get('format')} of {identity.get('layout')}, not {FORMAT} of {layout}", dir
-            )
-        fingerprint = Fingerprint.from_dict(identity.get("fingerprint"))
-        return cls(dir, fingerprint, identity.get("dim", 0), identity.get("dtype", ""), read_only=read_only)
 
     def __enter__(self) -> Self:
         return self
@@ -442,6 +422,37 @@ class TokenEmbeddingCache(_Cache):
     def _split(self, fetched: Fetched) -> list[NDArray[np.float32]]:
         assert fetched.counts is not None
         return np.split(self.codec.decode(fetched.rows), np.cumsum(fetched.counts)[:-1]) if len(fetched.counts) else []
+
+
+def open_cache(dir: str | os.PathLike[str], *, read_only: bool = True) -> EmbeddingCache | TokenEmbeddingCache:
+    """Open a cache as what it says it is, to look after it; to use its vectors, name the fingerprint you expect.
+
+    Raises:
+        UserError: if there is no cache, or a damaged one.
+    """
+    index = Index(Path(dir) / "index.sqlite", read_only=True)
+    try:
+        identity = read_identity(index)
+    finally:
+        index.close()
+    return cache_of(identity, dir, read_only=read_only)
+
+
+def cache_of(
+    identity: Mapping[str, Any], dir: str | os.PathLike[str], *, read_only: bool = False
+) -> EmbeddingCache | TokenEmbeddingCache:
+    """A cache in ``dir`` for what an identity describes."""
+    kinds: dict[Any, type[EmbeddingCache] | type[TokenEmbeddingCache]] = {
+        "vectors": EmbeddingCache,
+        "tokens": TokenEmbeddingCache,
+    }
+    kind = kinds.get(identity.get("layout"))
+    if kind is None or identity.get("format") != FORMAT:
+        raise UserError(
+            f"format {identity.get('format')} of {identity.get('layout')} is unknown", dir, "Update the package"
+        )
+    fingerprint = Fingerprint.from_dict(identity.get("fingerprint"))
+    return kind(dir, fingerprint, identity.get("dim", 0), identity.get("dtype", ""), read_only=read_only)
 
 
 def _reopen(
