@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from latentlab_shared.encoders import TinyEncoder
 from latentlab_shared.errors import NeedsNetwork, UserError
 from rsr_net.data import BadRows, Example, embed_examples, read_examples
-from rsr_net.data.embed import encode
+from rsr_net.data.embed import CachedArticles, encode
 from rsr_net.data.stories import article_id, hashed_split, make_example, parse_story
 from rsr_net.sample import generate, write_stories
 
@@ -307,6 +307,21 @@ def test_each_text_is_embedded_once_per_group_and_once_ever_with_a_cache(tmp_pat
         assert encoder.asked == []
     for a, b in zip(first, reversed(second), strict=True):
         np.testing.assert_array_equal(a.sentences, b.sentences)
+
+
+def test_articles_too_many_for_memory_are_read_from_the_cache(tmp_path):
+    from latentlab_shared.embeddings import EmbeddingCache
+
+    examples, encoder = generate(7), TinyEncoder(dim=16)
+    with EmbeddingCache(tmp_path / "c", encoder.fingerprint, encoder.dim) as cache:
+        there = list(embed_examples(examples, encoder, cache))
+        lazy = CachedArticles(examples, cache)
+        assert len(lazy) == 7 and [a.id for a in lazy[2:5]] == [e.id for e in examples[2:5]]
+        for ours, theirs in zip(lazy, there, strict=True):
+            for field in ("doc", "lead", "sentences", "target"):
+                np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field))
+        with pytest.raises(UserError, match="not in the cache"):
+            CachedArticles(generate(1, seed=99), cache)[0]
 
 
 def test_examples_without_highlights_get_no_target():

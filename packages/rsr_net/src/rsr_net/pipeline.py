@@ -15,7 +15,7 @@ from latentlab_shared.errors import UserError
 from latentlab_shared.runs import RunFolder, model_card
 from rsr_net.config import RsrConfig
 from rsr_net.data import ArticleVectors, BadRows, Example, embed_examples, read_examples
-from rsr_net.data.embed import encode
+from rsr_net.data.embed import CachedArticles, encode
 from rsr_net.inference.summarizer import Summarizer, SummaryIndex, cosine
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs/rsr_net")
 LSA_WIDTH = 256
+_IN_MEMORY = 20_000  # articles, some 2 GB of vectors
 _DECODER_TEXTS = 20_000
 _INDEX_SUMMARIES = 20_000
 _CHECKED = 64  # validation articles that set the faithfulness threshold
@@ -151,7 +152,7 @@ def train_run(
         settings = replace(settings, rsr=rsr)
 
     with open_cache(encoder, cache_dir) as cache:
-        embedded = [list(embed_examples(part, encoder, cache, advance=advance)) for part in (train, valid)]
+        embedded = [embed(part, encoder, cache, advance) for part in (train, valid)]
         run = (
             RunFolder.resume(output)
             if resume
@@ -172,6 +173,21 @@ def train_run(
             run.write_results(results)
             run.write_card(_card(settings, results, run))
     return {"run": str(output), **results}
+
+
+def embed(
+    examples: Sequence[Example],
+    encoder: TextEncoder,
+    cache: EmbeddingCache | None,
+    advance: Callable[[float], None] = lambda _: None,
+) -> Sequence[ArticleVectors]:
+    """The vectors of examples: in memory, or on disk where there are too many of them."""
+    vectors = embed_examples(examples, encoder, cache, advance=advance)
+    if cache is None or len(examples) <= _IN_MEMORY:
+        return list(vectors)
+    for _ in vectors:  # into the cache
+        pass
+    return CachedArticles(examples, cache)
 
 
 def _settings_of(run: RunFolder) -> RunSettings:
