@@ -67,9 +67,7 @@ def test_reading_the_sentences_again_helps(kind):
 
     def ridge(x, y, penalty=1.0):
         mean, center = x.mean(0), y.mean(0)
-        weights = np.linalg.solve(
-            (x - mean).T @ (x - mean) + penalty * np.eye(x.shape[1]), (x - mean).T @ (y - center)
-        )
+        weights = np.linalg.solve((x - mean).T @ (x - mean) + penalty * np.eye(x.shape[1]), (x - mean).T @ (y - center))
         return lambda new: (new - mean) @ weights + center
 
     def mix(articles, guesses):
