@@ -64,12 +64,29 @@ def test_penn_treebank_tokens_are_undone():
         ("(CNN) -- The storm came.", "The storm came."),
         ("LONDON, England (CNN) -- The storm came.", "The storm came."),
         ("BERLIN (Reuters) - The storm came.", "The storm came."),
+        ("(WIRED)Screens are flat.", "Screens are flat."),
+        (
+            "By . Jo Doe . PUBLISHED: . 14:11 EST, 2 May 2013 . | . UPDATED: . 15:36 EST, 2 May 2013 . It rained.",
+            "It rained.",
+        ),
+        ("By. Jo Doe. It rained.", "It rained."),
+        ("PUBLISHED:. 07:04 EST, 9 January 2014. It rained.", "It rained."),
+        ("By Jo alone it was done.", "By Jo alone it was done."),
         ("The CDU (Christian Democrats) won.", "The CDU (Christian Democrats) won."),
         ("The Party (CDU) won the vote.", "The Party (CDU) won the vote."),
     ],
 )
 def test_datelines_go_and_other_brackets_stay(text, first):
     assert make_example("x", text, [], "x").sentences[0] == first
+
+
+def test_text_without_capitals_is_split_too():
+    text = "mr. rose won the cup in the u.s. yesterday. ' i am happy, ' he said. it rained!"
+    assert make_example("x", text, [], "x").sentences == (
+        "mr. rose won the cup in the u.s. yesterday.",
+        "' i am happy, ' he said.",
+        "it rained!",
+    )
 
 
 def test_ids_are_the_sha1_of_the_address():

@@ -17,10 +17,19 @@ _LIST_NAMES = {"train": "all_train.txt", "valid": "all_val.txt", "test": "all_te
 
 _END_MARKS = (".", "!", "?", "...", "'", "`", '"', "\u2019", "\u201d", ")")
 _PTB = re.compile(r"-[LR][RSC]B-|``| '' | [.,] \S.* [.,](?: |$)")
-# "LONDON, England (CNN) -- ", "(CNN)", "BERLIN (Reuters) - ": where and by whom, not what.
+# "LONDON, England (CNN) -- ", "(CNN)", "(WIRED)Screens", "BERLIN (Reuters) - ": where and by whom, not what.
 _PLACE = r"(?:[A-Z][\w.'\u2019-]{0,20}(?:,? [A-Z][\w.'\u2019-]{0,20}){0,4},? )?"
-_DATELINE = re.compile(
-    rf"{_PLACE}\((?:CNN[\w .]{{0,20}}\)\s*(?:--?|[\u2013\u2014])?|[A-Z][\w. ]{{1,24}}\)\s+(?:--?|[\u2013\u2014]))\s*"
+_DASH = r"(?:--?|[\u2013\u2014])"
+_SOURCE = re.compile(
+    rf"{_PLACE}\((?:(?:CNN|cnn)[\w .]{{0,20}}\)\s*{_DASH}?|[A-Z][\w. ]{{1,24}}\)(?:\s+{_DASH}|(?=[^\W\d_])))\s*"
+)
+# The Daily Mail's first lines: "By . NAME . PUBLISHED: . 14:11 EST, 25 October 2013 . | . UPDATED: . ...".
+_TIME = r":[\s.]*\d\d:\d\d [A-Z]{2,4}, \d{1,2} \w{3,9} \d{4}[\s.|]*"
+_BYLINE = re.compile(rf"(?:By\s*[.\n][\s.]*[^\n.]{{2,60}}[\n.][\s.]*)?(?:PUBLISHED{_TIME})?(?:[|\s.]*UPDATED{_TIME})?")
+
+# The first letter after an end mark (but not that of "u.s."), with a quote or bracket on either side of the blank.
+_BEGINNING = re.compile(
+    r"(?<=[.!?] )(?<![^a-z][a-z]\. )[a-z]|(?<=[.!?]['\")] )[a-z]|(?<=[.!?] ['\"(])[a-z]|(?<=[.!?] ['\"] )[a-z]"
 )
 
 
@@ -42,7 +51,7 @@ def make_example(identifier: str, article: str, highlights: list[str], where: ob
     Raises:
         UserError: when no word is left in the article.
     """
-    sentences = split_sentences(_without_dateline(clean(article)))
+    sentences = _sentences(_without_head(clean(article)))
     if not any(any(character.isalnum() for character in sentence) for sentence in sentences):
         raise UserError("there is no article text", where)
     lines = [cleaned for line in highlights if (cleaned := clean(line))]
@@ -52,9 +61,20 @@ def make_example(identifier: str, article: str, highlights: list[str], where: ob
     return Example(identifier, tuple(sentences), tuple(ended))
 
 
-def _without_dateline(text: str) -> str:
-    found = _DATELINE.match(text)
-    return text[found.end() :] if found else text
+def _without_head(text: str) -> str:
+    """Leave out who wrote the article, where and when."""
+    for pattern in (_BYLINE, _SOURCE):
+        if found := pattern.match(text):
+            text = text[found.end() :]
+    return text
+
+
+def _sentences(text: str) -> list[str]:
+    """The sentences of a text; of one without capitals too, where the splitter would see no beginnings."""
+    if any(character.isupper() for character in text):
+        return split_sentences(text)
+    begun = _BEGINNING.sub(lambda match: match.group().upper(), text)
+    return [sentence.lower() for sentence in split_sentences(begun)] if begun.lower() == text else split_sentences(text)
 
 
 def parse_story(text: str) -> tuple[str, list[str]]:
