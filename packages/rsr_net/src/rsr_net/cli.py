@@ -230,20 +230,20 @@ def _explanation(summary: Summary) -> Any:
     longest = max((step.residual for step in summary.steps), default=1.0) or 1.0
     rows = [
         {
-            "step": step.number,
-            "moved": step.residual,
-            "": "█" * max(1, round(12 * step.residual / longest)),
-            "weight": read.weight,
-            "read most": f"[{read.index}] {_short(read.sentence)}",
+            "step": str(step.number) if first else "",
+            "moved": f"{step.residual:.4f} {'█' * round(12 * step.residual / longest)}" if first else "",
+            "read": f"{read.weight:.0%}",
+            "sentence": f"[{read.index}] {_short(read.sentence)}",
         }
         for step in summary.steps
-        for read in step.reads[:1]
+        for first, read in zip((True, False), step.reads, strict=False)
     ]
     picked = Text("\n").join(Text(f"[{i}] {summary.sentences[i]}", style="bold") for i in summary.indices)
     facts = Text(f"confidence {summary.confidence:.2f}, {len(summary.steps)} steps, {len(summary.sentences)} sentences")
     if summary.faithfulness is not None:
         facts.append(f", faithfulness {summary.faithfulness:.2f}")
-    return Group(picked if summary.indices else Text(summary.text, style="bold"), Text(), facts, table(rows))
+    shown = picked if summary.indices else Text(summary.text, style="bold")
+    return Group(shown, Text(), facts, table(rows) if rows else Text("no step was taken"))
 
 
 def _short(sentence: str, width: int = 72) -> str:
