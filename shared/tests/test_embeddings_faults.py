@@ -369,3 +369,13 @@ def test_a_folder_that_cannot_be_written():
             path.chmod(0o755)
         shutil.rmtree(folder)
     assert "the cache cannot be written here" in said and "Open it with read_only" in said
+
+
+def test_opening_and_reading_do_not_wait_for_a_writer(tmp_path, monkeypatch):
+    texts = filled(tmp_path)
+    monkeypatch.setattr(_index, "WAIT_S", 0.05)
+    rival = sqlite3.connect(tmp_path / "index.sqlite", isolation_level=None)
+    rival.execute("BEGIN IMMEDIATE")
+    with make(tmp_path) as cache:
+        assert cache.get_many(texts).found.all() and cache.verify() == []
+    rival.close()

@@ -32,6 +32,7 @@ _SCHEMA = (
     "CREATE TABLE entries (key BLOB PRIMARY KEY, shard INTEGER NOT NULL, row INTEGER NOT NULL, used INTEGER NOT NULL)"
     " WITHOUT ROWID",
 )
+_IS_MADE = "SELECT 1 FROM sqlite_master WHERE name = 'meta'"
 # A connection that came through fork() is kept here: closing it would disturb the parent's locks.
 _inherited: list[sqlite3.Connection] = []
 
@@ -192,15 +193,19 @@ def ensure_identity(index: Index, identity: Mapping[str, Any]) -> None:
     Raises:
         UserError: naming every field that differs.
     """
-    if not index.read_only:
+    if not index.read_only and not _made(index):
         with index.writing() as db:
-            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
+            if db.execute(_IS_MADE).fetchone() is None:  # another process may have been faster
                 for statement in _SCHEMA:
                     db.execute(statement)
-                db.executemany(
-                    "INSERT INTO meta VALUES (?, ?)", [(k, json.dumps(v, sort_keys=True)) for k, v in identity.items()]
-                )
+                fields = [(name, json.dumps(value, sort_keys=True)) for name, value in identity.items()]
+                db.executemany("INSERT INTO meta VALUES (?, ?)", fields)
     compare_identity(read_identity(index), identity, index.path.parent)
+
+
+def _made(index: Index) -> bool:
+    with index.reading() as db:  # opening a cache must not wait for its writers
+        return db.execute(_IS_MADE).fetchone() is not None
 
 
 def compare_identity(stored: Mapping[str, Any], wanted: Mapping[str, Any], where: object) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ from latentlab_shared.errors import UserError
 PUT_SHARD_BYTES = 256 << 20  # of one put: the write lock is held while it goes to the disk
 EVICT_TO = 0.9  # eviction goes this far below the limit, so that it is rare
 _FIND_AT_ONCE = 1 << 16
+_GATHER_AT_ONCE = 256  # rows that stay in the CPU's cache between copying and decoding
 _DENSE = 8  # from one row in eight on, most pages of a shard are needed
 
 Ints = NDArray[np.int64]
@@ -73,13 +74,14 @@ class Places(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """Encoded rows of N keys.
+    """Rows of N keys.
 
-    ``rows`` (R, row_bytes), in the order of the keys, ``found`` (N,), and ``counts`` (N,): the rows of each key, 0 if
-    it is missing; None in a store of single vectors, where R = N and the rows of missing keys are zero.
+    ``rows``, in the order of the keys: encoded (R, row_bytes), or decoded (R, D) float32. ``found`` (N,), and
+    ``counts`` (N,): the rows of each key, 0 if it is missing; None in a store of single vectors, where R = N and the
+    rows of missing keys are zero, or NaN when decoded.
     """
 
-    rows: Rows
+    rows: NDArray[Any]
     found: NDArray[np.bool_]
     counts: Ints | None
 
@@ -137,8 +139,8 @@ class Store:
         live: NDArray[np.bool_] = (places.shard == shard) & (places.row == np.arange(len(keys)))
         return live
 
-    def fetch(self, keys: Keys) -> Fetched:
-        """Read the rows of keys, in their order; a key may come twice.
+    def fetch(self, keys: Keys, decode: bool) -> Fetched:
+        """Read the rows of keys, in their order, encoded or decoded; a key may come twice.
 
         Raises:
             UserError: if the index points to what is not there.
@@ -157,7 +159,7 @@ class Store:
                         ) from None
                     continue
             break
-        fetched = self._gather(places, shards, pending)
+        fetched = self._gather(places, shards, pending, decode)
         if self.max_bytes is not None and not self.index.read_only:
             self._touch(keys[fetched.found])
         return fetched
@@ -220,7 +222,7 @@ class Store:
             raise UserError("a stored row has the wrong size", self.index.path, "Run: latentlab-cache verify --repair")
         return np.frombuffer(value, np.uint8).reshape(-1, width)
 
-    def _gather(self, places: Places, shards: dict[int, Shard], pending: dict[int, Rows]) -> Fetched:
+    def _gather(self, places: Places, shards: dict[int, Shard], pending: dict[int, Rows], decode: bool) -> Fetched:
         found = places.shard >= 0
         counts: Ints | None = None
         number, row = places
@@ -238,12 +240,15 @@ class Store:
                 counts[at] = len(self._waiting(pending, row[at]))
             where = np.concatenate([[0], np.cumsum(counts)])[:-1]
         total = len(found) if counts is None else int(counts.sum())
-        rows = np.empty((total, self.codec.row_bytes), np.uint8)
+        turn = self.codec.decode if decode else np.asarray
+        rows = (
+            np.empty((total, self.codec.dim), np.float32) if decode else np.empty((total, self.codec.row_bytes), "u1")
+        )
         if counts is None:
-            rows[~found] = 0
+            rows[~found] = np.nan if decode else 0
         for at in waiting.tolist():
             value = self._waiting(pending, row[at])
-            rows[where[at] : where[at] + len(value)] = value
+            rows[where[at] : where[at] + len(value)] = turn(value)
         for i, shard in shards.items():
             here = np.flatnonzero(number == i)
             source, target = row[here], where[here]
@@ -253,8 +258,11 @@ class Store:
                 target = np.repeat(target, counts[here]) + inner
             if len(source) * _DENSE >= len(shard.matrix):
                 read_ahead(shard.matrix)
-            order = np.argsort(source)  # in the order of the file: the disk reads ahead
-            rows[target[order]] = np.asarray(shard.matrix)[self._checked(source[order], len(shard.matrix), shard)]
+            matrix = np.asarray(shard.matrix)
+            order = np.argsort(self._checked(source, len(matrix), shard))  # in the order of the file
+            for start in range(0, len(order), _GATHER_AT_ONCE):
+                part = order[start : start + _GATHER_AT_ONCE]
+                rows[target[part]] = turn(matrix[source[part]])
         return Fetched(rows, found, counts)
 
     def _waiting(self, pending: dict[int, Rows], row: np.int64) -> Rows:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentlab_shared._batches import Encode, encode_matrices, encode_vectors, in_batches
-from latentlab_shared._fingerprint import FORMAT, KEY_BYTES, Fingerprint, KeyMaker, Keys, Text, identity_of
-from latentlab_shared._index import Index, compare_identity, ensure_identity, read_identity
+from latentlab_shared._fingerprint import KEY_BYTES, Fingerprint, KeyMaker, Keys, Text, identity_of
+from latentlab_shared._index import Index, compare_identity, ensure_identity
 from latentlab_shared._maintenance import Compacted, Fault, compact, orphans, verify
 from latentlab_shared._shards import Codec, Rows
-from latentlab_shared._store import Fetched, Ints, Shard, Store, distinct
+from latentlab_shared._store import Ints, Shard, Store, distinct
 from latentlab_shared.errors import UserError
 
 __all__ = ["Compacted", "EmbeddingCache", "Fault", "Fingerprint", "Lookup", "Text", "TokenEmbeddingCache"]
@@ -256,11 +256,8 @@ class EmbeddingCache(_Cache):
         Returns:
             Vectors (N, D) float32 in the order of the texts, NaN where missing, and the mask of those found.
         """
-        fetched = self._store.fetch(self.keys(texts))
-        vectors = self.codec.decode(fetched.rows)
-        if not fetched.found.all():
-            vectors[~fetched.found] = np.nan
-        return Lookup(vectors, fetched.found)
+        fetched = self._store.fetch(self.keys(texts), decode=True)
+        return Lookup(fetched.rows, fetched.found)
 
     def put_many(self, texts: Sequence[Text], vectors: object) -> int:
         """Store vectors; a text that is already there keeps its own.
@@ -295,22 +292,20 @@ class EmbeddingCache(_Cache):
             UserError: if ``encode`` returns another shape or values that are not finite. Batches before it are kept.
         """
         keys = self.keys(texts)
-        fetched = self._store.fetch(keys)
-        if fetched.found.all():
-            return self.codec.decode(fetched.rows)
-        rows = fetched.rows
-        missing = np.flatnonzero(~fetched.found)
+        vectors, found, _ = self._store.fetch(keys, decode=True)
+        missing = np.flatnonzero(~found)
         first, inverse = _unique(keys[missing])
         wanted = missing[first]
-        computed = np.zeros((len(wanted), self.codec.row_bytes), np.uint8)
+        computed = np.zeros((len(wanted), self.dim), np.float32)
 
-        def store(batch: Ints, vectors: Any) -> None:
-            computed[batch] = encode_vectors(self.codec, vectors, len(batch))
-            self._add(keys[wanted[batch]], computed[batch])
+        def store(batch: Ints, answer: Any) -> None:
+            rows = encode_vectors(self.codec, answer, len(batch))
+            self._add(keys[wanted[batch]], rows)
+            computed[batch] = self.codec.decode(rows)  # not the answer itself: later reads give the stored bits
 
         in_batches([texts[i] for i in wanted.tolist()], encode, batch_size, progress, store)
-        rows[missing] = computed[inverse]
-        return self.codec.decode(rows)
+        vectors[missing] = computed[inverse]
+        return vectors
 
     def as_matrix(self, texts: Sequence[Text] | None = None) -> NDArray[Any]:
         """Vectors as one matrix in the stored type (float32 for int8).
@@ -336,7 +331,7 @@ class EmbeddingCache(_Cache):
                 matrix = self._store.shard(db, int(number[0])).matrix
                 if row[0] >= 0 and row[-1] < len(matrix):
                     return self.codec.native(matrix[row[0] : row[-1] + 1])
-        fetched = self._store.fetch(keys)
+        fetched = self._store.fetch(keys, decode=False)
         if not fetched.found.all():
             missing = np.flatnonzero(~fetched.found)
             raise UserError(
@@ -365,8 +360,11 @@ class TokenEmbeddingCache(_Cache):
 
     def get_many(self, texts: Sequence[Text]) -> list[NDArray[np.float32] | None]:
         """Matrices (T_i, D) float32 of N texts, in their order; None where missing."""
-        fetched = self._store.fetch(self.keys(texts))
-        return [m if found else None for m, found in zip(self._split(fetched), fetched.found.tolist(), strict=True)]
+        fetched = self._store.fetch(self.keys(texts), decode=True)
+        return [
+            m if found else None
+            for m, found in zip(_split(fetched.rows, fetched.counts), fetched.found.tolist(), strict=True)
+        ]
 
     def put_many(self, texts: Sequence[Text], matrices: Sequence[object]) -> int:
         """Store matrices; a text that is already there keeps its own.
@@ -396,8 +394,8 @@ class TokenEmbeddingCache(_Cache):
             progress: show a bar on stderr when that is a terminal.
         """
         keys = self.keys(texts)
-        fetched = self._store.fetch(keys)
-        matrices = self._split(fetched)
+        fetched = self._store.fetch(keys, decode=True)
+        matrices = _split(fetched.rows, fetched.counts)
         missing = np.flatnonzero(~fetched.found)
         first, inverse = _unique(keys[missing])
         wanted = missing[first]
@@ -406,7 +404,7 @@ class TokenEmbeddingCache(_Cache):
         def store(batch: Ints, found: Any) -> None:
             rows, counts = encode_matrices(self.codec, found, len(batch))
             self._add(keys[wanted[batch]], rows, counts)
-            for at, matrix in zip(batch.tolist(), self._split(Fetched(rows, batch >= 0, counts)), strict=True):
+            for at, matrix in zip(batch.tolist(), _split(self.codec.decode(rows), counts), strict=True):
                 computed[at] = matrix
 
         in_batches([texts[i] for i in wanted.tolist()], encode, batch_size, progress, store)
@@ -417,42 +415,13 @@ class TokenEmbeddingCache(_Cache):
     def chunks(self) -> Iterator[tuple[Keys, list[NDArray[np.float32]]]]:
         """All entries in pieces: keys (n, 16) and n matrices (T_i, D)."""
         for keys, rows, counts in self.encoded():
-            yield keys, self._split(Fetched(rows, np.ones(len(keys), bool), counts))
-
-    def _split(self, fetched: Fetched) -> list[NDArray[np.float32]]:
-        assert fetched.counts is not None
-        return np.split(self.codec.decode(fetched.rows), np.cumsum(fetched.counts)[:-1]) if len(fetched.counts) else []
+            yield keys, _split(self.codec.decode(rows), counts)
 
 
-def open_cache(dir: str | os.PathLike[str], *, read_only: bool = True) -> EmbeddingCache | TokenEmbeddingCache:
-    """Open a cache as what it says it is, to look after it; to use its vectors, name the fingerprint you expect.
-
-    Raises:
-        UserError: if there is no cache, or a damaged one.
-    """
-    index = Index(Path(dir) / "index.sqlite", read_only=True)
-    try:
-        identity = read_identity(index)
-    finally:
-        index.close()
-    return cache_of(identity, dir, read_only=read_only)
-
-
-def cache_of(
-    identity: Mapping[str, Any], dir: str | os.PathLike[str], *, read_only: bool = False
-) -> EmbeddingCache | TokenEmbeddingCache:
-    """A cache in ``dir`` for what an identity describes."""
-    kinds: dict[Any, type[EmbeddingCache] | type[TokenEmbeddingCache]] = {
-        "vectors": EmbeddingCache,
-        "tokens": TokenEmbeddingCache,
-    }
-    kind = kinds.get(identity.get("layout"))
-    if kind is None or identity.get("format") != FORMAT:
-        raise UserError(
-            f"format {identity.get('format')} of {identity.get('layout')} is unknown", dir, "Update the package"
-        )
-    fingerprint = Fingerprint.from_dict(identity.get("fingerprint"))
-    return kind(dir, fingerprint, identity.get("dim", 0), identity.get("dtype", ""), read_only=read_only)
+def _split(vectors: NDArray[np.float32], counts: Ints | None) -> list[NDArray[np.float32]]:
+    """Cut the vectors (R, D) of all texts into one matrix (T_i, D) per text."""
+    assert counts is not None
+    return np.split(vectors, np.cumsum(counts)[:-1]) if len(counts) else []
 
 
 def _reopen(
