@@ -24,7 +24,17 @@ from latentlab_shared._shards import Codec, Rows
 from latentlab_shared._store import Ints, Shard, Store, distinct
 from latentlab_shared.errors import UserError
 
-__all__ = ["Compacted", "EmbeddingCache", "Fault", "Fingerprint", "Lookup", "Text", "TokenEmbeddingCache"]
+__all__ = [
+    "Compacted",
+    "EmbeddingCache",
+    "Fault",
+    "Fingerprint",
+    "Lookup",
+    "Text",
+    "TokenEmbeddingCache",
+    "cache_of",
+    "open_cache",
+]
 
 _TOKEN_ENTRIES = 1024  # texts per piece of a cache of token embeddings
 
@@ -416,6 +426,37 @@ class TokenEmbeddingCache(_Cache):
         """All entries in pieces: keys (n, 16) and n matrices (T_i, D)."""
         for keys, rows, counts in self.encoded():
             yield keys, _split(self.codec.decode(rows), counts)
+
+
+def open_cache(dir: str | os.PathLike[str], *, read_only: bool = True) -> EmbeddingCache | TokenEmbeddingCache:
+    """Open a cache as what it says it is, to look after it; to use its vectors, name the fingerprint you expect.
+
+    Raises:
+        UserError: if there is no cache, or a damaged one.
+    """
+    index = Index(Path(dir) / "index.sqlite", read_only=True)
+    try:
+        identity = read_identity(index)
+    finally:
+        index.close()
+    return cache_of(identity, dir, read_only=read_only)
+
+
+def cache_of(
+    identity: Mapping[str, Any], dir: str | os.PathLike[str], *, read_only: bool = False
+) -> EmbeddingCache | TokenEmbeddingCache:
+    """A cache in ``dir`` for what an identity describes."""
+    kinds: dict[Any, type[EmbeddingCache] | type[TokenEmbeddingCache]] = {
+        "vectors": EmbeddingCache,
+        "tokens": TokenEmbeddingCache,
+    }
+    kind = kinds.get(identity.get("layout"))
+    if kind is None or identity.get("format") != FORMAT:
+        raise UserError(
+            f"format {identity.get('format')} of {identity.get('layout')} is unknown", dir, "Update the package"
+        )
+    fingerprint = Fingerprint.from_dict(identity.get("fingerprint"))
+    return kind(dir, fingerprint, identity.get("dim", 0), identity.get("dtype", ""), read_only=read_only)
 
 
 def _split(vectors: NDArray[np.float32], counts: Ints | None) -> list[NDArray[np.float32]]:
