@@ -17,16 +17,17 @@ class ModelConfig:
 
     Attributes:
         input_dim: D, the width of the document and summary embeddings (BART-base: 768).
-        hidden_dim: H, the width of the hidden layers.
+        hidden_dim: width of the hidden layers; in the refiner, of the network that scores sentences.
         latent_dim: L, the width of the latent memory z.
         n: inner loop, network applications per segment (seed recipe).
         T: outer loop, segments; only the last carries gradient (seed recipe).
         norm: of the seed's network; "batch" is its notebook's, "layer" keeps the articles of a batch apart.
         confidence: of the seed's network; "max" is its notebook's sigmoid(max(y)), "aux" reads y_aux.
-        steps: refinement steps the refiner is trained for (rsr recipe).
-        step_size: a in y ← y + a (g(x, y) - y), in (0, 1] (rsr recipe).
-        max_gain: upper bound of the read's gain; small enough makes the step a contraction (rsr recipe).
-        dropout: of the refiner's inputs, in [0, 1) (rsr recipe).
+        heads: reads of the article per step (rsr recipe, as all that follow).
+        steps: refinement steps.
+        step_size: a in y ← y + a (g(x, y) - y), in (0, 1].
+        dropout: in the network that scores sentences, in [0, 1).
+        latent_dropout: of what the latent memory is computed from, in [0, 1).
     """
 
     input_dim: int = 768
@@ -36,10 +37,11 @@ class ModelConfig:
     T: int = 3
     norm: Literal["batch", "layer"] = "batch"
     confidence: Literal["max", "aux"] = "max"
-    steps: int = 6
+    heads: int = 4
+    steps: int = 3
     step_size: float = 0.7
-    max_gain: float = 1.0
     dropout: float = 0.1
+    latent_dropout: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,21 @@ class TrainConfig:
         epochs: passes over the training articles, at most.
         batch_size: articles per update.
         learning_rate: Adam's (seed) or AdamW's (rsr).
-        aux_weight: weight of the confidence loss.
+        aux_weight: weight of the confidence loss (seed recipe; the rsr recipe fits its confidence after training).
         n_supervision: deep-supervision segments per batch, each with its own update (seed recipe).
         stop_confidence: the seed ends a batch's segments early above this mean confidence.
         clip: largest gradient norm.
-        weight_decay: AdamW's (rsr recipe).
-        ema_decay: of the averaged weights that are kept; 0 keeps the last weights (rsr recipe).
-        contrastive_weight: weight of the in-batch retrieval loss (rsr recipe).
-        patience: epochs without a better validation score before training ends (rsr recipe).
-        ridge: penalties tried, by validation, for the closed-form start (rsr recipe).
         seed: of every random number.
+        free_steps: steps without gradient before those with, at most; drawn anew for each batch (rsr recipe, as all
+            that follow).
+        weight_decay: AdamW's, for the parameters that grow with D.
+        ema_decay: of the averaged weights, which are the ones kept.
+        sentence_dropout: share of the sentences hidden from a training step.
+        contrastive_weight: weight of the in-batch retrieval loss.
+        length_weight: articles count in proportion to (number of sentences) ** length_weight.
+        patience: epochs without a better validation score before training ends.
+        ridge: penalties tried for the closed-form start, relative to the mean square of its inputs.
+        cross_fits: parts of the training set for starts that have not seen their own target.
     """
 
     epochs: int = 2
@@ -69,12 +76,16 @@ class TrainConfig:
     n_supervision: int = 3
     stop_confidence: float = 0.95
     clip: float = 1.0
-    weight_decay: float = 0.01
-    ema_decay: float = 0.98
-    contrastive_weight: float = 0.0
-    patience: int = 5
-    ridge: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0, 100.0)
     seed: int = 0
+    free_steps: int = 6
+    weight_decay: float = 0.05
+    ema_decay: float = 0.99
+    sentence_dropout: float = 0.1
+    contrastive_weight: float = 0.0
+    length_weight: float = 0.0
+    patience: int = 5
+    ridge: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    cross_fits: int = 8
 
 
 @dataclass(frozen=True)
@@ -93,9 +104,11 @@ class RsrConfig:
 
     @classmethod
     def default(cls, recipe: Literal["rsr", "seed"] = "rsr", input_dim: int = 768) -> RsrConfig:
-        """The defaults of a recipe for embeddings of ``input_dim`` numbers."""
-        train = TrainConfig() if recipe == "seed" else TrainConfig(epochs=30)
-        return cls(recipe=recipe, model=ModelConfig(input_dim=input_dim), train=train)
+        """The settings of a recipe for embeddings of ``input_dim`` numbers: the seed's own, or those measured best."""
+        if recipe == "seed":
+            return cls("seed", ModelConfig(input_dim=input_dim), TrainConfig())
+        model = ModelConfig(input_dim=input_dim, hidden_dim=32, latent_dim=16)
+        return cls("rsr", model, TrainConfig(epochs=40, batch_size=64))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

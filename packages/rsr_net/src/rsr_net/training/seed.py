@@ -77,7 +77,7 @@ def supervise(
         (y, z), y_hat, q_hat = deep_recursion(x, y, z, net, n, T)
         loss = recursion_loss(y_hat, q_hat, target, config.aux_weight)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(net.parameters(), config.clip)
         optimizer.step()
         reports.append(SegmentReport(loss.item(), q_hat.mean().item()))
