@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentlab_shared._batches import Encode, encode_matrices, encode_vectors, in_batches
-from latentlab_shared._fingerprint import KEY_BYTES, Fingerprint, KeyMaker, Keys, Text, identity_of
-from latentlab_shared._index import Index, compare_identity, ensure_identity
+from latentlab_shared._fingerprint import FORMAT, KEY_BYTES, Fingerprint, KeyMaker, Keys, Text, identity_of
+from latentlab_shared._index import Index, compare_identity, ensure_identity, read_identity
 from latentlab_shared._maintenance import Compacted, Fault, compact, orphans, verify
 from latentlab_shared._shards import Codec, Rows
 from latentlab_shared._store import Ints, Shard, Store, distinct
