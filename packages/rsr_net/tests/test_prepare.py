@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from latentlab_shared.download import download
 from latentlab_shared.errors import NeedsNetwork, RunFailed, UserError
 from rsr_net.data import BadRows, read_examples
-from rsr_net.data.download import download
 from rsr_net.data.prepare import prepare, read_archive
 from rsr_net.sample import generate, write_stories
 

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
+from latentlab_shared.download import download
 from latentlab_shared.errors import RunFailed, UserError
 from latentlab_shared.files import disk_errors, read_json, sha256_file, write_json
-from rsr_net.data.download import download
 from rsr_net.data.readers import MAX_TEXT_BYTES, BadRows, decode, read_examples
 from rsr_net.data.stories import SPLITS, hashed_split, listed_ids, make_example, parse_story
 from rsr_net.data.types import Example

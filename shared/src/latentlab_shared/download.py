@@ -100,7 +100,7 @@ def _tag_file(part: Path) -> Path:
 
 def _fetch(url: str, part: Path, timeout: float, advance: Callable[[float], None]) -> int:
     """Append what is missing to ``part``; returns the whole size."""
-    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "rsr-net"})
+    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "latentlab"})
     have, tag = _held(part)
     if have:
         request.add_header("Range", f"bytes={have}-")
