@@ -79,7 +79,10 @@ def test_a_list_gives_a_list_and_company_changes_nothing(summarizer):
     together = summarizer.summarize(articles)
     assert [s.indices for s in together[::7]] == [summarizer.summarize(a).indices for a in articles[::7]]
     alone = [summarizer.summarize(a) for a in articles[:3]]
-    np.testing.assert_allclose([s.confidence for s in together[:3]], [s.confidence for s in alone], atol=1e-5)
+    np.testing.assert_allclose([s.confidence for s in together[:3]], [s.confidence for s in alone], atol=1e-3)
+    vectors = list(embed_examples(generate(40, seed=9), summarizer.encoder))
+    single = torch.cat([summarizer.refine([v]).y for v in vectors[:5]])
+    torch.testing.assert_close(summarizer.refine(vectors).y[:5], single, atol=1e-5, rtol=1e-5)
     assert summarizer.summarize([]) == []
 
 

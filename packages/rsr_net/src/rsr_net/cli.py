@@ -118,6 +118,8 @@ def train(
 
     if profile not in PROFILES:
         raise UserError(f"{profile!r} is not a profile", "--profile", f"Use one of: {', '.join(PROFILES)}")
+    if resume and (config or sets or data or encoder or limit or output_dir or overwrite):
+        raise UserError("the run keeps its own data and settings", "--resume", "Leave the other options out")
     base = PROFILES[profile]
     settings = replace(
         base,
@@ -141,6 +143,7 @@ def train(
             device=device.value,
             cache_dir=cache_dir,
             log=out.log,
+            detail=out.debug,
             advance=advance,
         )
     scores = results["validation"]

@@ -16,11 +16,12 @@ from latentlab_shared.runs import RunFolder, model_card
 from rsr_net.config import RsrConfig
 from rsr_net.data import ArticleVectors, BadRows, Example, embed_examples, read_examples
 from rsr_net.data.embed import CachedArticles, encode
-from rsr_net.inference.summarizer import Summarizer, SummaryIndex, cosine
+from rsr_net.inference.summarizer import Summarizer, SummaryIndex, cosine, torch_device
 
 if TYPE_CHECKING:
     from latentlab_shared.embeddings import EmbeddingCache
     from latentlab_shared.encoders import TextEncoder
+    from rsr_net.model.refiner import Refiner
 
 RUNS = Path("runs/rsr_net")
 LSA_WIDTH = 256
@@ -107,13 +108,14 @@ def train_run(
     device: str = "auto",
     cache_dir: Path | None = None,
     log: Log = lambda _: None,
+    detail: Log = lambda _: None,
     advance: Callable[[float], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Train a summarizer into a run folder.
 
     Args:
         output: the run folder.
-        settings: what to train on; with ``resume`` the run's own settings are read instead.
+        settings: what to train on; with ``resume`` the run's own settings are read instead (a decoder can be added).
         config_file: model and training keys, over the defaults.
         overrides: ``key=value``, over the file.
         resume: go on with the run in ``output``.
@@ -121,15 +123,16 @@ def train_run(
         device: "auto", "cpu", "cuda" or "mps".
         cache_dir: where the embeddings are kept.
         log: told what happens, a line at a time.
+        detail: told the figures of every epoch.
         advance: told the number of articles embedded.
 
     Returns:
         Where the model is, and the validation scores.
     """
-    from rsr_net.training import fit
-
     if resume:
+        wants_decoder = settings.decoder
         settings = _settings_of(RunFolder.read(output))
+        settings = replace(settings, decoder=settings.decoder or wants_decoder)
     bad = BadRows(skip=settings.skip_bad)
     train = examples_of(settings.data, "train", limit=settings.limit, bad=bad, seed=settings.seed)
     few = None if settings.limit is None else max(10, settings.limit // 10)
@@ -161,10 +164,9 @@ def train_run(
             )
         )
         with run:
-            refiner = fit(embedded[0], embedded[1], settings.rsr, run=output, resume=output if resume else None)
-            summarizer = Summarizer(
-                refiner, encoder, settings.encoder, settings.rsr, index=index_of(train, embedded[0]), device="cpu"
-            )
+            refiner = _fit(embedded[0], embedded[1], settings.rsr, run, resume, device, detail)
+            index = index_of(train, encoder, cache)
+            summarizer = Summarizer(refiner, encoder, settings.encoder, settings.rsr, index=index)
             if settings.decoder:
                 log("training the decoder")
                 fit_decoder(summarizer, train, embedded[1], cache, settings.seed)
@@ -173,6 +175,31 @@ def train_run(
             run.write_results(results)
             run.write_card(_card(settings, results, run))
     return {"run": str(output), **results}
+
+
+def _fit(
+    train: Sequence[ArticleVectors],
+    valid: Sequence[ArticleVectors],
+    config: RsrConfig,
+    run: RunFolder,
+    resume: bool,
+    device: str,
+    detail: Log,
+) -> Refiner:
+    """Train, with every epoch in the run's metrics; Ctrl-C says how to go on."""
+    from rsr_net.training import fit
+
+    def note(epoch: int, values: dict[str, float]) -> None:
+        if resume:
+            run.rewind(epoch - 1)  # a kill between the figures and the checkpoint leaves an epoch that comes again
+        run.log(epoch, **values)
+        detail(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+    again = run.path if resume else None
+    try:
+        return fit(train, valid, config, run=run.path, resume=again, log=note, device=torch_device(device))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"go on with rsr-net train --resume {run.path}") from None
 
 
 def embed(
@@ -213,16 +240,11 @@ def digest(examples: Iterable[Example]) -> str:
     return found.hexdigest()
 
 
-def index_of(examples: Sequence[Example], articles: Sequence[ArticleVectors]) -> SummaryIndex:
+def index_of(examples: Sequence[Example], encoder: TextEncoder, cache: EmbeddingCache | None) -> SummaryIndex:
     """The index of the training summaries: the first 20,000 of them."""
-    import numpy as np
-
-    pairs = [(e, a.target) for e, a in zip(examples, articles, strict=True) if a.target is not None][:_INDEX_SUMMARIES]
-    return SummaryIndex(
-        ids=tuple(e.id for e, _ in pairs),
-        texts=tuple(e.summary for e, _ in pairs),
-        vectors=np.stack([target for _, target in pairs]),
-    )
+    kept = [example for example in examples if example.highlights][:_INDEX_SUMMARIES]
+    texts = tuple(example.summary for example in kept)
+    return SummaryIndex(ids=tuple(example.id for example in kept), texts=texts, vectors=encode(texts, encoder, cache))
 
 
 def fit_decoder(

@@ -257,7 +257,6 @@ class Summarizer:
         except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
             raise UserError(f"the model is damaged ({' '.join(str(error).split())[:160]})", home) from None
         decoder = load_decoder(home / "decoder") if (home / "decoder").is_dir() else None
-        chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         return cls(
             refiner,
             encoder,
@@ -267,7 +266,7 @@ class Summarizer:
             decoder=decoder,
             faithful=faithful,
             cache=cache,
-            device=chosen,
+            device=torch_device(device),
         )
 
 
@@ -285,6 +284,11 @@ def model_folder(folder: Path) -> Path:
     raise UserError(
         "there is no trained model", folder, "Train one with `rsr-net train`, or give its folder with --model"
     )
+
+
+def torch_device(name: str) -> str:
+    """The device of a refiner: "auto" takes a GPU where there is one; small as it is, nothing else pays."""
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def cosine(a: Floats, b: Floats) -> float:
