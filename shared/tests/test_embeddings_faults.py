@@ -29,7 +29,8 @@ fork = multiprocessing.get_context("fork")
 
 def encode(texts: list[str]) -> np.ndarray:
     """Vectors that are a function of the text and exact in float16."""
-    return np.stack([np.arange(DIM) + zlib.crc32(text.encode()) % 1000 for text in texts]).astype(np.float32)
+    rows = [np.arange(DIM) + zlib.crc32(text.encode()) % 1000 for text in texts]
+    return np.array(rows, dtype=np.float32).reshape(-1, DIM)
 
 
 def make(folder: Path, **options) -> EmbeddingCache:
@@ -379,3 +380,39 @@ def test_opening_and_reading_do_not_wait_for_a_writer(tmp_path, monkeypatch):
     with make(tmp_path) as cache:
         assert cache.get_many(texts).found.all() and cache.verify() == []
     rival.close()
+
+
+def test_many_small_shards_are_merged_before_file_handles_run_out(tmp_path):
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        with make(tmp_path, shard_rows=1) as cache:
+            texts = [f"text {i}" for i in range(400)]
+            for text in texts:
+                cache.put_many([text], encode([text]))
+            assert np.array_equal(cache.get_many(texts).vectors, encode(texts))
+            assert cache.stats()["shards"] <= 129
+
+    assert _in_child(fill) == "no error"
+
+
+def test_readers_meet_compaction_at_any_moment(tmp_path):
+    texts = [f"text {i}" for i in range(300)]
+
+    def churn() -> None:
+        with make(tmp_path, shard_rows=5) as cache:
+            for start in range(0, 300, 5):
+                cache.put_many(texts[start : start + 5], encode(texts[start : start + 5]))
+                if start % 15 == 0:
+                    cache.compact()
+
+    child = fork.Process(target=churn)
+    child.start()
+    with make(tmp_path) as cache:
+        while child.is_alive():
+            vectors, found = cache.get_many(texts)
+            assert np.array_equal(vectors[found], encode(texts)[found])
+            there = cache.as_matrix()
+            assert np.array_equal(there, encode(texts[: len(there)]))
+            assert cache.verify() == []
+        child.join()
+        assert child.exitcode == 0 and np.array_equal(cache.as_matrix(texts), encode(texts))

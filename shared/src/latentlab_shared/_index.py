@@ -87,7 +87,7 @@ class Index:
             with contextlib.suppress(sqlite3.OperationalError):
                 if free * 4 > total:
                     db.execute("VACUUM")
-                db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def version(self) -> int:
         """A number that changes when another connection has committed."""

@@ -19,10 +19,9 @@ from latentlab_shared._shards import (
     shard_path,
     write_shard,
 )
-from latentlab_shared._store import Gone, Ints, Shard, Store
+from latentlab_shared._store import MERGED_SHARD_BYTES, Gone, Ints, Shard, Store
 from latentlab_shared.errors import UserError
 
-MERGED_SHARD_BYTES = 1 << 30
 _COPY_ROWS = 1 << 14  # copied at a time, so that merging needs little memory
 _ABANDONED_S = 3600.0  # a temporary file that nobody has written to for an hour has no writer
 
@@ -69,13 +68,13 @@ def compact(store: Store) -> Compacted:
                 break
             dropped += _merge(store, db, group)
             old = [shard_path(store.folder, shard.name) for shard in group]
-        size += sum(_size(path) for path in old)
+        size += sum(size_of(path) for path in old)
         files += len(old)
         store.unlink(old)
         store.forget()
     with store.changing() as db:  # writers give files their names within a transaction, so none is under way
         swept = orphans(store, db)
-        size += sum(_size(path) for path in swept)
+        size += sum(size_of(path) for path in swept)
         store.unlink(swept)
     store.index.vacuum()
     return Compacted(before, _count(store), dropped, files + len(swept), size)
@@ -168,9 +167,10 @@ def _abandoned(path: Path) -> bool:
         return False
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 for what is none or has just gone."""
     try:
-        return path.stat().st_size
+        return path.stat().st_size if path.is_file() else 0
     except OSError:
         return 0
 
@@ -230,17 +230,18 @@ _STRAYS = {
 
 def _check_shard(store: Store, number: int) -> tuple[str, NDArray[np.bool_] | None]:
     """What is wrong with a shard (empty if nothing) and which of its entries that spoils (None: all)."""
-    with store.index.reading() as db:
+
+    def look(db: sqlite3.Connection) -> tuple[int, object, Shard] | None:
         row = db.execute("SELECT crc32, keys FROM shards WHERE id = ?", (number,)).fetchone()
-        if row is None:
-            return "", None  # compacted away since it was listed
-        try:
-            shard = store.shard(db, number)
-        except Gone:
-            return "the file is missing", None
-        except UserError as error:
-            return error.what, None
-    crc, keys = row
+        return None if row is None else (*row, store.shard(db, number))
+
+    try:
+        looked = store.looking(look)
+    except UserError as error:
+        return error.what, None
+    if looked is None:
+        return "", None  # compacted away since it was listed
+    crc, keys, shard = looked
     if not isinstance(keys, bytes) or len(keys) != KEY_BYTES * (
         len(shard.matrix) if shard.starts is None else len(shard.starts) - 1
     ):

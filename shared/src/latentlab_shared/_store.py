@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,11 +35,14 @@ from latentlab_shared._shards import (
 from latentlab_shared.errors import UserError
 
 PUT_SHARD_BYTES = 256 << 20  # of one put: the write lock is held while it goes to the disk
+MERGED_SHARD_BYTES = 1 << 30
+MANY_SHARDS = 128
 EVICT_TO = 0.9  # eviction goes this far below the limit, so that it is rare
 _FIND_AT_ONCE = 1 << 16
 _GATHER_AT_ONCE = 256  # rows that stay in the CPU's cache between copying and decoding
 _DENSE = 8  # from one row in eight on, most pages of a shard are needed
 
+T = TypeVar("T")
 Ints = NDArray[np.int64]
 
 # One blob carries all keys of a statement and SQLite cuts them apart; a JSON array carries the number of each. That is
@@ -63,7 +66,11 @@ _OLDEST = (
 
 
 class Gone(Exception):
-    """A shard's file has left while we held an older state of the index."""
+    """A shard's file is not there: it has left while we held an older state of the index, or it is lost."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.path = path
 
 
 class Places(NamedTuple):
@@ -146,23 +153,35 @@ class Store:
             UserError: if the index points to what is not there.
         """
         self._forget_old()
-        for last in (False, False, True):
-            with self.index.reading() as db:
-                places = self.find(db, keys)
-                pending = self._pending(db, places.row[places.shard == 0])
-                try:
-                    shards = {i: self.shard(db, i) for i in np.unique(places.shard[places.shard > 0]).tolist()}
-                except Gone as error:  # another process has compacted since: look again
-                    if last:
-                        raise UserError(
-                            "the index points to a shard that is missing", error, "Run: latentlab-cache verify --repair"
-                        ) from None
-                    continue
-            break
+
+        def look(db: sqlite3.Connection) -> tuple[Places, dict[int, Shard], dict[int, Rows]]:
+            places = self.find(db, keys)
+            numbers = np.unique(places.shard[places.shard > 0]).tolist()
+            pending = self._pending(db, places.row[places.shard == 0])
+            return places, {number: self.shard(db, number) for number in numbers}, pending
+
+        places, shards, pending = self.looking(look)
         fetched = self._gather(places, shards, pending, decode)
         if self.max_bytes is not None and not self.index.read_only:
             self._touch(keys[fetched.found])
         return fetched
+
+    def looking(self, look: Callable[[sqlite3.Connection], T]) -> T:
+        """Read one state of the index and map its shards; if compaction removes one meanwhile, look again.
+
+        Raises:
+            UserError: if a shard of the index stays missing.
+        """
+        while True:
+            with self.index.reading() as db:
+                try:
+                    return look(db)
+                except Gone as error:
+                    gone = error
+            with self.index.reading() as db:
+                if db.execute("SELECT 1 FROM shards WHERE name = ?", (gone.path.name,)).fetchone():
+                    fix = "Run: latentlab-cache verify --repair"
+                    raise UserError("the index points to a shard that is missing", gone.path, fix) from None
 
     def shard(self, db: sqlite3.Connection, number: int) -> Shard:
         """Map a shard of the index.
@@ -491,6 +510,13 @@ class Store:
         """How many keys there are."""
         (count,) = db.execute("SELECT (SELECT count(*) FROM entries) + (SELECT count(*) FROM pending)").fetchone()
         return int(count)
+
+    def crowded(self) -> bool:
+        """Whether there are so many small shards that they should be merged: each takes a file handle when mapped."""
+        small = MERGED_SHARD_BYTES // 2 // self.codec.row_bytes
+        with self.index.reading() as db:
+            (count,) = db.execute("SELECT count(*) FROM shards WHERE rows <= ?", (small,)).fetchone()
+        return bool(count > MANY_SHARDS)
 
     def wasteful(self) -> bool:
         """Whether more entries in shards are dead than alive."""

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from latentlab_shared._batches import Encode, encode_matrices, encode_vectors, in_batches
 from latentlab_shared._fingerprint import FORMAT, KEY_BYTES, Fingerprint, KeyMaker, Keys, Text, identity_of
 from latentlab_shared._index import Index, compare_identity, ensure_identity, read_identity
-from latentlab_shared._maintenance import Compacted, Fault, compact, orphans, verify
+from latentlab_shared._maintenance import Compacted, Fault, compact, orphans, size_of, verify
 from latentlab_shared._shards import Codec, Rows
 from latentlab_shared._store import Ints, Shard, Store, distinct
 from latentlab_shared.errors import UserError
@@ -132,7 +133,6 @@ class _Cache:
             sums = "SELECT count(*), coalesce(sum(entries), 0), coalesce(sum(live), 0) FROM shards"
             shards, listed, live = db.execute(sums).fetchone()
             left_over = len(orphans(self._store, db))
-        files = [path for path in self.dir.rglob("*") if path.is_file()]
         return {
             "dir": str(self.dir),
             "layout": "tokens" if self.tokens else "vectors",
@@ -144,7 +144,7 @@ class _Cache:
             "shards": shards,
             "dead": listed - live,
             "orphans": left_over,
-            "bytes": sum(path.stat().st_size for path in files),
+            "bytes": sum(map(size_of, self.dir.rglob("*"))),
             "bytes_of_vectors": vectors * self.codec.row_bytes,
             "max_bytes": self.max_bytes,
             "fingerprint": self.fingerprint.as_dict(),
@@ -191,11 +191,14 @@ class _Cache:
 
         What comes is the state at the first step, whatever others do meanwhile. Pieces end where shards end.
         """
-        with self._index.reading() as db:
-            shards = self._store.shards(db)  # mapped now: compaction may remove the files
+
+        def look(db: sqlite3.Connection) -> tuple[list[tuple[Shard, Keys, Ints | None]], list[tuple[bytes, bytes]]]:
             live = dict(db.execute("SELECT id, live = entries FROM shards").fetchall())
-            waiting = db.execute("SELECT key, value FROM pending ORDER BY id").fetchall()
+            shards = self._store.shards(db)  # mapped now: compaction may remove the files
             plan = [(shard, *self._live_entries(db, shard, bool(live[shard.id]))) for shard in shards]
+            return plan, db.execute("SELECT key, value FROM pending ORDER BY id").fetchall()
+
+        plan, waiting = self._store.looking(look)
         for shard, keys, chosen in plan:
             yield from self._pieces(shard, keys, chosen, max(1, piece_bytes // self.codec.row_bytes))
         if waiting:
@@ -209,7 +212,7 @@ class _Cache:
 
     def _add(self, keys: Keys, rows: Rows, counts: Ints | None = None) -> int:
         new = self._store.add(keys, rows, counts)
-        if self.max_bytes is not None and new and self._store.wasteful():
+        if new and (self._store.crowded() or (self.max_bytes is not None and self._store.wasteful())):
             compact(self._store)
         return new
 
@@ -335,12 +338,18 @@ class EmbeddingCache(_Cache):
                 return self.codec.native(chunks[0])
             return self.codec.native(np.concatenate(chunks)) if chunks else self.codec.native(self._no_rows())
         keys = self.keys(texts)
-        with self._index.reading() as db:
+
+        def look(db: sqlite3.Connection) -> Rows | None:
             number, row = self._store.find(db, keys)
             if len(keys) and number[0] > 0 and (number == number[0]).all() and (np.diff(row) == 1).all():
                 matrix = self._store.shard(db, int(number[0])).matrix
                 if row[0] >= 0 and row[-1] < len(matrix):
-                    return self.codec.native(matrix[row[0] : row[-1] + 1])
+                    return matrix[row[0] : row[-1] + 1]
+            return None
+
+        side_by_side = self._store.looking(look)
+        if side_by_side is not None:
+            return self.codec.native(side_by_side)
         fetched = self._store.fetch(keys, decode=False)
         if not fetched.found.all():
             missing = np.flatnonzero(~fetched.found)
