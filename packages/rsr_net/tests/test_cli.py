@@ -226,18 +226,30 @@ def test_export_says_what_it_wrote(home, tmp_path):
     assert "--format" in one_line(rsr("export", "--model", model, "--format", "pickle", cwd=tmp_path, code=2))
 
 
-def test_ctrl_c_is_exit_130_and_one_line(tmp_path):
-    call = [sys.executable, "-m", "rsr_net.cli", "train", "--set", "train.epochs=5000", "--set", "train.patience=5000"]
+@pytest.mark.slow
+def test_ctrl_c_is_exit_130_and_resume_gives_the_uninterrupted_model(tmp_path):
+    long = ["train", "--limit", "60", "--set", "train.epochs=150", "--set", "train.patience=150"]
+    call = [sys.executable, "-m", "rsr_net.cli", *long, "-o", "stopped"]
     process = subprocess.Popen(call, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    metrics = tmp_path / "stopped" / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    folder = tmp_path / "runs/rsr_net/sample"
-    while not (folder / "config.json").exists():
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 5):
         assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and err.splitlines()[-1].startswith("interrupted") and "Traceback" not in err
-    assert out == "" and not (folder / "model").exists()
+    assert process.returncode == 130 and "Traceback" not in err and out == ""
+    assert err.splitlines()[-1] == "interrupted: go on with rsr-net train --resume stopped"
+    assert not (tmp_path / "stopped" / "model").exists()
+    assert "has not finished" in one_line(rsr("summarize", "--demo", "--model", "stopped", cwd=tmp_path, code=2))
+
+    assert "--resume" in one_line(rsr("train", "--resume", "stopped", "--limit", "9", cwd=tmp_path, code=2))
+    rsr("train", "--resume", "stopped", "-q", cwd=tmp_path)
+    rsr(*long, "-o", "straight", "-q", cwd=tmp_path)
+    ours, theirs = (tmp_path / run / "model" / "refiner.safetensors" for run in ("stopped", "straight"))
+    assert ours.read_bytes() == theirs.read_bytes()
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, 151))
 
 
 def test_a_reader_that_leaves_is_no_fault(home):
