@@ -91,13 +91,13 @@ def test_fifty_kills_lose_nothing_that_was_stored(tmp_path):
             vectors, found = cache.get_many(stored)
             assert found.all() and np.array_equal(vectors, encode(stored))
             assert len(cache) <= len(stored) + 90 * (number + 1)  # at most a batch in flight each time
-    for left in (tmp_path / "shards").glob(".*.tmp"):
-        os.utime(left, (0, 0))  # what a killed writer leaves counts as abandoned after an hour
     with make(tmp_path) as cache:
+        (tmp_path / "shards" / f".{'0' * 32}.npy.tmp").write_bytes(b"what a killed writer may leave")
+        (tmp_path / "shards" / "notes.txt").write_text("not ours")
         cache.compact()
         assert cache.verify() == [] and cache.stats()["orphans"] == 0
         assert np.array_equal(cache.get_many(stored).vectors, encode(stored))
-    assert len(list((tmp_path / "shards").iterdir())) == 1
+    assert [path.suffix for path in sorted((tmp_path / "shards").iterdir())] == [".npy", ".txt"]
 
 
 def _write_shuffled(folder: Path, number: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from latentlab_shared._fingerprint import KEY_BYTES, Keys
 from latentlab_shared._shards import (
     Rows,
     checksum,
+    is_shard_file,
     publish_shard,
     shard_path,
     write_shard,
@@ -23,7 +23,6 @@ from latentlab_shared._store import MERGED_SHARD_BYTES, Gone, Ints, Shard, Store
 from latentlab_shared.errors import UserError
 
 _COPY_ROWS = 1 << 14  # copied at a time, so that merging needs little memory
-_ABANDONED_S = 3600.0  # a temporary file that nobody has written to for an hour has no writer
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def compact(store: Store) -> Compacted:
         files += len(old)
         store.unlink(old)
         store.forget()
-    with store.changing() as db:  # writers give files their names within a transaction, so none is under way
+    with store.changing() as db:  # shards are written within such a transaction, so no writer is at work now
         swept = orphans(store, db)
         size += sum(size_of(path) for path in swept)
         store.unlink(swept)
@@ -151,20 +150,9 @@ def _pieces(rows: list[tuple[Shard, Ints]]) -> Iterator[Rows]:
 
 
 def orphans(store: Store, db: sqlite3.Connection) -> list[Path]:
-    """Files in the shards' folder that the index does not name and nobody is writing."""
+    """Files of killed writers in the shards' folder; outside a writing transaction one may still be written to."""
     named = {name for (name,) in db.execute("SELECT name FROM shards")}
-    return [
-        path
-        for path in sorted(store.folder.iterdir())
-        if (path.suffix == ".npy" and path.name not in named) or (path.suffix == ".tmp" and _abandoned(path))
-    ]
-
-
-def _abandoned(path: Path) -> bool:
-    try:
-        return time.time() - path.stat().st_mtime > _ABANDONED_S
-    except OSError:  # its writer has just given it its name
-        return False
+    return [path for path in sorted(store.folder.iterdir()) if is_shard_file(path) and path.name not in named]
 
 
 def size_of(path: Path) -> int:

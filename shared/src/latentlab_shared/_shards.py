@@ -204,6 +204,11 @@ def _write_all(file: io.FileIO, data: bytes | memoryview) -> None:
         left = left[file.write(left) :]
 
 
+def is_shard_file(path: Path) -> bool:
+    """Whether a file is a shard by its name, or was to become one."""
+    return bool(_NAME.fullmatch(path.name.removeprefix(".").removesuffix(".tmp")))
+
+
 def shard_path(folder: Path, name: object) -> Path:
     """The path of a shard named in an index; a name that leaves the folder is refused.
 
