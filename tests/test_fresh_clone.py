@@ -62,7 +62,7 @@ def uses(python: Path, member: Member, cwd: Path) -> None:
 def test_make_train_and_uv_run_pytest(clone: Path) -> None:
     sh("make", "train-rsr", "ARGS=--json --output-dir runs/rsr_net/card --set train.epochs=2", cwd=clone)
     assert (clone / "runs" / "rsr_net" / "card" / "README.md").is_file()
-    done = sh("uv", "run", "pytest", "-q", "packages/rsr_net", "-k", "recursion", cwd=clone)
+    done = sh("uv", "run", "pytest", "-q", "packages/rsr_net", "-k", "sample", cwd=clone)
     assert " passed" in done.stdout
     status = sh("git", "status", "--porcelain", cwd=clone).stdout
     assert status == "", "using the workspace must leave the checkout clean"
