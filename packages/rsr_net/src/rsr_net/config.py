@@ -38,7 +38,7 @@ class ModelConfig:
     norm: Literal["batch", "layer"] = "batch"
     confidence: Literal["max", "aux"] = "max"
     heads: int = 4
-    steps: int = 3
+    steps: int = 8
     step_size: float = 0.7
     dropout: float = 0.1
     latent_dropout: float = 0.5
@@ -57,13 +57,13 @@ class TrainConfig:
         stop_confidence: the seed ends a batch's segments early above this mean confidence.
         clip: largest gradient norm.
         seed: of every random number.
-        free_steps: steps without gradient before those with, at most; drawn anew for each batch (rsr recipe, as all
-            that follow).
+        gradient_steps: the last steps of an update's recursion, which carry gradient and are each supervised; before
+            them stand 0 to ``steps - gradient_steps`` without, drawn anew for each batch (rsr recipe, as all that
+            follow).
         weight_decay: AdamW's, for the parameters that grow with D.
         ema_decay: of the averaged weights, which are the ones kept.
         sentence_dropout: share of the sentences hidden from a training step.
         contrastive_weight: weight of the in-batch retrieval loss.
-        length_weight: articles count in proportion to (number of sentences) ** length_weight.
         patience: epochs without a better validation score before training ends.
         ridge: penalties tried for the closed-form start, relative to the mean square of its inputs.
         cross_fits: parts of the training set for starts that have not seen their own target.
@@ -77,14 +77,13 @@ class TrainConfig:
     stop_confidence: float = 0.95
     clip: float = 1.0
     seed: int = 0
-    free_steps: int = 6
+    gradient_steps: int = 2
     weight_decay: float = 0.05
     ema_decay: float = 0.99
     sentence_dropout: float = 0.1
     contrastive_weight: float = 0.0
-    length_weight: float = 0.0
     patience: int = 5
-    ridge: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    ridge: tuple[float, ...] = (0.03, 0.1, 0.2, 0.4, 0.8, 2.0)
     cross_fits: int = 8
 
 

@@ -12,6 +12,7 @@ from rsr_net.config import ModelConfig
 from rsr_net.data.types import Batch
 from rsr_net.model.fixed_point import Solver, StepMap, solve
 from rsr_net.model.quality import QualityHead
+from rsr_net.model.selection import SentenceSelector
 
 PLACES = 7  # numbers that say where a sentence stands
 FIXED = 4  # vectors of an article that no step changes: the start, the document, the lead, the sentences' mean
@@ -84,6 +85,7 @@ class Refiner(nn.Module):
         self.to_latent = nn.Linear((FIXED + heads) * width, config.latent_dim, bias=False)  # U
         self.from_latent = nn.Linear(config.latent_dim, width, bias=False)  # V
         self.quality = QualityHead()
+        self.selector = SentenceSelector()
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
         nn.init.zeros_(self.from_latent.weight)
@@ -138,7 +140,13 @@ class Refiner(nn.Module):
         return step
 
     def forward(
-        self, batch: Batch, *, steps: int | None = None, tol: float | None = None, solver: Solver = "picard"
+        self,
+        batch: Batch,
+        *,
+        steps: int | None = None,
+        tol: float | None = None,
+        solver: Solver = "picard",
+        start: Tensor | None = None,
     ) -> Refinement:
         """Predict the summaries' embeddings.
 
@@ -147,12 +155,13 @@ class Refiner(nn.Module):
             steps: refinement steps; None takes the trained number.
             tol: an article halts when a step changes its state by less than this share; None runs every step.
             solver: "picard" or "anderson".
+            start: other first states than the ridge guess, (B, D).
 
         Raises:
             ValueError: for an unknown solver, or a number out of range.
         """
         seen: list[Tensor] = []
-        y0 = self.start(batch)
+        y0 = self.start(batch) if start is None else start
         step = self.step_map(batch, y0, seen)
         found = solve(step, y0, steps=self.config.steps if steps is None else steps, tol=tol, solver=solver)
         attention = torch.stack(seen) if seen else y0.new_zeros(0, *batch.mask.shape)

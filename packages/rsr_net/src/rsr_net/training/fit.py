@@ -42,8 +42,8 @@ def fit(
 ) -> Refiner:
     """Train a refiner.
 
-    Each update takes a random number of steps without gradient and then ``steps`` with it, each of them supervised: the
-    seed's rule, with the free segment's length drawn anew, so that the steps are also good far along the trajectory.
+    Each update takes a random number of steps without gradient, then a few with it, each of them supervised: the seed's
+    rule, with the free segment's length drawn anew, so that every step up to ``steps`` learns from where it stands.
 
     Args:
         train: articles with targets; read a batch at a time, so they may lie on disk.
@@ -84,8 +84,7 @@ def _fit(
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
     lengths = np.array([len(article.sentences) for article in train])
-    weight = (lengths / lengths.mean()) ** settings.length_weight  # (N,)
-    start = fit_start(train, valid, weight, settings.ridge, settings.cross_fits, settings.seed)
+    start = fit_start(train, valid, settings.ridge, settings.cross_fits, settings.seed)
     own = torch.from_numpy(start.own)
 
     model = Refiner(config.model)
@@ -111,8 +110,8 @@ def _fit(
         losses = []
         for rows in _batches(lengths, settings.batch_size, rng):
             batch = Batch.collate([train[i] for i in rows]).to(device)
-            free = int(rng.integers(settings.free_steps + 1))
-            loss = _loss(model, batch, own[rows].to(device), torch.from_numpy(weight[rows]).to(device), free, settings)
+            free = int(rng.integers(max(0, config.model.steps - settings.gradient_steps) + 1))
+            loss = _loss(model, batch, own[rows].to(device), free, settings)
             optimiser.zero_grad()
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
@@ -143,7 +142,7 @@ def _optimiser(model: Refiner, settings: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups)
 
 
-def _loss(model: Refiner, batch: Batch, y0: Tensor, weight: Tensor, free: int, settings: TrainConfig) -> Tensor:
+def _loss(model: Refiner, batch: Batch, y0: Tensor, free: int, settings: TrainConfig) -> Tensor:
     """Mean squared error of every supervised step, summed over components, (); more with the retrieval loss."""
     target = batch.target
     assert target is not None
@@ -155,16 +154,15 @@ def _loss(model: Refiner, batch: Batch, y0: Tensor, weight: Tensor, free: int, s
     with torch.no_grad():
         for _ in range(free):
             y = step(y, None)
-    weight = (weight / weight.sum()).to(y0.dtype)
     loss = y0.new_zeros(())
-    for _ in range(model.config.steps):
+    for _ in range(settings.gradient_steps):
         y = step(y, None)
-        loss = loss + weight @ ((y - target) ** 2).sum(-1)
+        loss = loss + ((y - target) ** 2).sum(-1).mean()
         if settings.contrastive_weight > 0:
             near = F.normalize(y - model.center, dim=-1) @ F.normalize(target - model.center, dim=-1).mT  # (B, B)
             right = torch.arange(len(near), device=near.device)
             loss = loss + settings.contrastive_weight * F.cross_entropy(near / _TEMPERATURE, right)
-    return loss / max(model.config.steps, 1)
+    return loss / settings.gradient_steps
 
 
 @torch.no_grad()

@@ -15,36 +15,26 @@ Doubles = NDArray[np.float64]
 
 @dataclass
 class Moments:
-    """Sums over weighted pairs (x, y): enough for any ridge regression, and they add up.
+    """Sums over N pairs (x, y): enough for any ridge regression, and they add up.
 
     Attributes:
-        weight: sum of the weights.
-        x: (X,).
-        y: (Y,).
-        xx: (X, X).
-        xy: (X, Y).
-        yy: sum of squares of y.
+        count: N.
+        x: sum of x, (X,).
+        y: sum of y, (Y,).
+        xx: sum of x xᵀ, (X, X).
+        xy: sum of x yᵀ, (X, Y).
     """
 
-    weight: float
+    count: int
     x: Doubles
     y: Doubles
     xx: Doubles
     xy: Doubles
-    yy: float
 
     @classmethod
-    def of(cls, x: Doubles, y: Doubles, weight: Doubles) -> Moments:
-        """The moments of N pairs, x (N, X), y (N, Y), weight (N,)."""
-        weighted = x * weight[:, None]
-        return cls(
-            float(weight.sum()),
-            weighted.sum(0),
-            weight @ y,
-            weighted.T @ x,
-            weighted.T @ y,
-            float(weight @ (y**2).sum(1)),
-        )
+    def of(cls, x: Doubles, y: Doubles) -> Moments:
+        """The moments of x (N, X) and y (N, Y)."""
+        return cls(len(x), x.sum(0), y.sum(0), x.T @ x, x.T @ y)
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
@@ -53,14 +43,13 @@ class Moments:
         return Moments(*(getattr(self, name) - getattr(other, name) for name in self.__dataclass_fields__))
 
     def solve(self, penalty: float) -> tuple[Doubles, Doubles]:
-        """The map (X, Y) and intercept (Y,) least in Σ w ||y - xW - b||² + penalty · scale · ||W||².
+        """The map (X, Y) and intercept (Y,) least in Σ ||y - xW - b||² / N + penalty · scale · ||W||².
 
-        The scale is the mean variance of x times the sum of the weights, so that a penalty of 1 means the same for any
-        encoder and any number of articles.
+        The scale is the mean variance of x, so that a penalty means the same for any encoder.
         """
-        mx, my = self.x / self.weight, self.y / self.weight
-        gram = self.xx / self.weight - np.outer(mx, mx)
-        cross = self.xy / self.weight - np.outer(mx, my)
+        mx, my = self.x / self.count, self.y / self.count
+        gram = self.xx / self.count - np.outer(mx, mx)
+        cross = self.xy / self.count - np.outer(mx, my)
         scale = max(float(np.trace(gram)) / len(gram), 1e-12)
         gram[np.diag_indices_from(gram)] += penalty * scale
         weights: Doubles = np.linalg.solve(gram, cross).astype(np.float64)
@@ -108,7 +97,6 @@ class Start:
 def fit_start(
     train: Sequence[ArticleVectors],
     valid: Sequence[ArticleVectors],
-    weight: Doubles,
     penalties: Sequence[float],
     parts: int,
     seed: int,
@@ -121,7 +109,6 @@ def fit_start(
     Args:
         train: N articles with targets, read one block at a time, twice.
         valid: articles with targets, which choose the penalty.
-        weight: of each training article, (N,).
         penalties: to try.
         parts: cross-fits; at least 2.
         seed: of the partition.
@@ -137,7 +124,7 @@ def fit_start(
         for k in range(parts):
             rows = part[at : at + block] == k
             if rows.any():
-                new = Moments.of(x[rows], y[rows], weight[at : at + block][rows])
+                new = Moments.of(x[rows], y[rows])
                 old = moments[k]
                 moments[k] = new if old is None else old + new
     found = [m for m in moments if m is not None]
@@ -157,5 +144,5 @@ def fit_start(
             rows = part[at : at + block] == k
             own[at : at + block][rows] = x[rows] @ weights + bias
     weights, bias = whole.solve(best)
-    center = whole.y / whole.weight
+    center = whole.y / whole.count
     return Start(weights.astype(np.float32), bias.astype(np.float32), best, own, center.astype(np.float32))

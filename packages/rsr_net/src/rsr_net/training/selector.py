@@ -1,0 +1,197 @@
+"""Fitting the sentence selector to ROUGE on training articles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsr_net.data.types import ArticleVectors, Batch, Example
+from rsr_net.model.refiner import Refiner
+from rsr_net.model.selection import (
+    SentenceSelector,
+    best_sentences,
+    candidate_sets,
+    finite,
+    sentence_signs,
+    set_signs,
+)
+
+if TYPE_CHECKING:
+    from latentlab_shared.metrics.summarization import RougeScorer
+
+_ROUGE = ("rouge1", "rouge2", "rougeLsum")
+
+
+@dataclass(frozen=True)
+class _Articles:
+    """Articles of about one length, refined.
+
+    Attributes:
+        batch: B articles.
+        y: refined states, (B, D).
+        words: of each sentence, (B, S).
+        signs: of each sentence, (B, S, SENTENCE_SIGNS).
+        value: ROUGE of each sentence alone, (B, S).
+        examples: their texts.
+    """
+
+    batch: Batch
+    y: Tensor
+    words: Tensor
+    signs: Tensor
+    value: Tensor
+    examples: list[Example]
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """The candidate sets of some articles.
+
+    Attributes:
+        scores: of the candidate sentences, (B, M).
+        signs: of each set, (B, C, SET_SIGNS).
+        value: ROUGE of each set, (B, C).
+        possible: whether it holds real sentences only, (B, C).
+        members: which candidates are in a set, (C, M).
+    """
+
+    scores: Tensor
+    signs: Tensor
+    value: Tensor
+    possible: Tensor
+    members: Tensor
+
+
+def fit_selector(
+    model: Refiner,
+    articles: Sequence[ArticleVectors],
+    examples: Sequence[Example],
+    *,
+    starts: Tensor | None = None,
+    max_sentences: int = 3,
+    epochs: int = 60,
+    batch_size: int = 64,
+    learning_rate: float = 3e-3,
+    seed: int = 0,
+) -> None:
+    """Fit ``model.selector`` in place.
+
+    First the sentences' scores are fitted to the ROUGE of each sentence alone. Then, on the sets of the best sentences,
+    the expected ROUGE of a set drawn in proportion to exp(score) is maximised: its gradient is exact, since all sets
+    are enumerated.
+
+    Args:
+        model: a trained refiner.
+        articles: N training articles.
+        examples: their texts, with highlights, in the same order.
+        starts: starts that have not seen the articles' targets (``ridge.Start.own``), (N, D); None takes the model's.
+        max_sentences: the largest set.
+        epochs: of each of the two.
+        batch_size: articles per update.
+        learning_rate: AdamW's.
+        seed: of the weights and the order.
+    """
+    from latentlab_shared.metrics.summarization import RougeScorer
+
+    scorer = RougeScorer(_ROUGE, split=str.splitlines)
+    order = np.argsort([len(example.sentences) for example in examples], kind="stable")
+    groups = []
+    for at in range(0, len(order), batch_size):
+        rows = order[at : at + batch_size]
+        own = None if starts is None else starts[torch.from_numpy(rows)]
+        groups.append(_refine(model, [articles[i] for i in rows], [examples[i] for i in rows], own, scorer))
+    rng = np.random.default_rng(seed)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        selector = SentenceSelector()
+        signs = torch.cat([group.signs[group.batch.mask] for group in groups])
+        selector.sentence_mean.copy_(signs.mean(0))
+        selector.sentence_std.copy_(signs.std(0).clamp_min(1e-3))
+        _fit_sentences(selector, groups, epochs, learning_rate, rng)
+        sets = [_sets(selector, group, max_sentences, scorer) for group in groups]
+        signs = torch.cat([one.signs[one.possible] for one in sets])
+        selector.set_mean.copy_(signs.mean(0))
+        selector.set_std.copy_(signs.std(0).clamp_min(1e-3))
+        _fit_sets(selector, sets, epochs, learning_rate, rng)
+    selector.fitted.fill_(True)
+    model.selector.load_state_dict(selector.state_dict())
+
+
+def _rouge(scorer: RougeScorer, example: Example, chosen: Sequence[int]) -> float:
+    """The mean of ROUGE-1, -2 and -Lsum (F1) of some sentences."""
+    scores = scorer.score("\n".join(example.sentences[i] for i in chosen), "\n".join(example.highlights))
+    return sum(score.f1 for score in scores.values()) / len(scores)
+
+
+def word_counts(examples: Sequence[Example], longest: int) -> Tensor:
+    """Words of each sentence, (B, S), zero where there is none."""
+    counts = torch.zeros(len(examples), longest)
+    for row, example in enumerate(examples):
+        counts[row, : len(example.sentences)] = torch.tensor([float(len(s.split())) for s in example.sentences])
+    return counts
+
+
+@torch.no_grad()
+def _refine(
+    model: Refiner, articles: list[ArticleVectors], examples: list[Example], y0: Tensor | None, scorer: RougeScorer
+) -> _Articles:
+    batch = Batch.collate(articles)
+    found = model(batch, start=y0)
+    words = word_counts(examples, batch.mask.shape[1])
+    signs = sentence_signs(batch, found.y, found.trajectory[0], found.attention[-1], words)
+    value = torch.zeros(batch.mask.shape)
+    for row, example in enumerate(examples):
+        for i in range(len(example.sentences)):
+            value[row, i] = _rouge(scorer, example, [i])
+    return _Articles(batch, found.y, words, signs, value, examples)
+
+
+@torch.no_grad()
+def _sets(selector: SentenceSelector, group: _Articles, max_sentences: int, scorer: RougeScorer) -> _Sets:
+    scores = selector.score_sentences(group.signs, group.batch.mask)
+    best = best_sentences(scores)  # (B, M)
+    members = candidate_sets(best.shape[1], max_sentences)  # (C, M)
+    possible = ~(members[None] & ~group.batch.mask.gather(1, best)[:, None]).any(-1)  # (B, C)
+    value = torch.zeros(possible.shape)
+    for row, k in possible.nonzero().tolist():
+        value[row, k] = _rouge(scorer, group.examples[row], best[row][members[k]].tolist())
+    signs = set_signs(group.batch, group.y, group.words, best, members)
+    return _Sets(finite(scores.gather(1, best)), signs, value, possible, members)
+
+
+def _fit_sentences(
+    selector: SentenceSelector, groups: list[_Articles], epochs: int, learning_rate: float, rng: np.random.Generator
+) -> None:
+    """Least squares: a sentence's score is the ROUGE it has alone."""
+    optimiser = torch.optim.AdamW(selector.sentence.parameters(), lr=learning_rate, weight_decay=0.01)
+    for _ in range(epochs):
+        for i in rng.permutation(len(groups)):
+            group = groups[i]
+            mask = group.batch.mask
+            scores = finite(selector.score_sentences(group.signs, mask))
+            loss = ((scores - group.value)[mask] ** 2).mean()
+            _update(optimiser, loss)
+
+
+def _fit_sets(
+    selector: SentenceSelector, sets: list[_Sets], epochs: int, learning_rate: float, rng: np.random.Generator
+) -> None:
+    """Maximise Σ_c softmax(score)_c ROUGE_c."""
+    optimiser = torch.optim.AdamW(selector.set.parameters(), lr=learning_rate, weight_decay=0.01)
+    for _ in range(epochs):
+        for i in rng.permutation(len(sets)):
+            one = sets[i]
+            scores = selector.score_sets(one.signs, one.scores, one.members)
+            chance = scores.masked_fill(~one.possible, float("-inf")).softmax(-1)
+            _update(optimiser, -(chance * one.value).sum(-1).mean())
+
+
+def _update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimiser.zero_grad()
+    torch.autograd.backward(loss)
+    optimiser.step()
