@@ -161,7 +161,7 @@ def _predict(
     demo: Annotated[bool, typer.Option("--demo", help="Use the built-in article.")] = False,
     model: Model = SAMPLE_RUN,
     mode: Annotated[str, typer.Option("--mode", help="extract, retrieve or generate.")] = "extract",
-    max_sentences: Annotated[int, typer.Option("--max-sentences", "-n", min=1, help="At most so many.")] = 3,
+    max_sentences: Annotated[int, typer.Option("--max-sentences", "-n", min=1, max=8, help="At most so many.")] = 3,
     explain: Annotated[bool, typer.Option("--explain", help="Show what each step read and how far it went.")] = False,
     device: Device = DeviceName.auto,
     limit: Limit = None,
@@ -233,23 +233,24 @@ def _explanation(summary: Summary) -> Any:
     longest = max((step.residual for step in summary.steps), default=1.0) or 1.0
     rows = [
         {
-            "step": str(step.number) if first else "",
-            "moved": f"{step.residual:.4f} {'█' * round(12 * step.residual / longest)}" if first else "",
-            "read": f"{read.weight:.0%}",
-            "sentence": f"[{read.index}] {_short(read.sentence)}",
+            "step": step.number,
+            "moved": f"{step.residual:.4f}",
+            "": "█" * round(12 * step.residual / longest),
+            "read": "  ".join(f"[{read.index}] {read.weight:.0%}" for read in step.reads),
         }
         for step in summary.steps
-        for first, read in zip((True, False), step.reads, strict=False)
     ]
+    named = {read.index: read.sentence for step in summary.steps for read in step.reads}
+    key = Text("\n").join(Text(f"[{i}] {_short(named[i])}", style="dim") for i in sorted(named))
     picked = Text("\n").join(Text(f"[{i}] {summary.sentences[i]}", style="bold") for i in summary.indices)
     facts = Text(f"confidence {summary.confidence:.2f}, {len(summary.steps)} steps, {len(summary.sentences)} sentences")
     if summary.faithfulness is not None:
         facts.append(f", faithfulness {summary.faithfulness:.2f}")
     shown = picked if summary.indices else Text(summary.text, style="bold")
-    return Group(shown, Text(), facts, table(rows) if rows else Text("no step was taken"))
+    return Group(shown, Text(), facts, table(rows) if rows else Text("no step was taken"), key)
 
 
-def _short(sentence: str, width: int = 72) -> str:
+def _short(sentence: str, width: int = 100) -> str:
     return sentence if len(sentence) <= width else sentence[: width - 1].rstrip() + "…"
 
 

@@ -17,15 +17,16 @@ from rsr_net.data.embed import embed_examples, encode
 from rsr_net.data.stories import make_example
 from rsr_net.data.types import ArticleVectors, Batch, Example, Floats
 from rsr_net.inference.decoder import TextDecoder, load_decoder
-from rsr_net.inference.extract import select_sentences
 from rsr_net.inference.summary import MODES, Mode, Neighbour, Read, Step, Summary
 from rsr_net.model.refiner import Refinement, Refiner
+from rsr_net.model.selection import CANDIDATES
 
 if TYPE_CHECKING:
     from latentlab_shared.embeddings import EmbeddingCache
     from latentlab_shared.encoders import TextEncoder
 
 FORMAT = 1
+MAX_SENTENCES = 4000  # of one article: the choice compares each with each
 _GROUP = 32  # articles refined together
 _READS = 3  # sentences named per step
 _NEIGHBOURS = 3
@@ -109,7 +110,7 @@ class Summarizer:
             text: an article, or a list of them. Line breaks end sentences.
             mode: "extract" picks sentences of the article, "retrieve" finds the nearest known summaries, "generate"
                 writes new words.
-            max_sentences: at most so many sentences are picked.
+            max_sentences: at most so many sentences are picked, from 1 to 8.
 
         Returns:
             One ``Summary``, or a list in the order of the articles.
@@ -128,8 +129,12 @@ class Summarizer:
         """Summarize articles that are split into sentences already; see ``summarize``."""
         if mode not in MODES:
             raise UserError(f"{mode!r} is not a mode", "--mode", f"Use one of: {', '.join(MODES)}")
-        if max_sentences < 1:
-            raise UserError(f"{max_sentences} sentences are no summary", "--max-sentences", "Ask for at least one")
+        if not 1 <= max_sentences <= CANDIDATES:
+            raise UserError(f"{max_sentences} is out of range", "--max-sentences", f"Ask for 1 to {CANDIDATES}")
+        for example in examples:
+            if len(example.sentences) > MAX_SENTENCES:
+                what = f"has {len(example.sentences)} sentences, more than {MAX_SENTENCES}"
+                raise UserError(what, example.id, "Summarize it in parts")
         if mode == "retrieve" and self.index is None:
             raise UserError(
                 "the model has no index of summaries", "--mode retrieve", "Train it again with rsr-net train"
@@ -140,10 +145,11 @@ class Summarizer:
         for at in range(0, len(examples), _GROUP):
             group = examples[at : at + _GROUP]
             vectors = list(embed_examples(group, self.encoder, self.cache))
-            refinement = self.refine(vectors)
+            refined = self.refine(vectors)
+            chosen = self._choose(group, vectors, refined, max_sentences) if mode == "extract" else [()] * len(group)
             found += [
-                self._summary(example, article, refinement, row, mode, max_sentences)
-                for row, (example, article) in enumerate(zip(group, vectors, strict=True))
+                self._summary(example, refined, row, mode, indices)
+                for row, (example, indices) in enumerate(zip(group, chosen, strict=True))
             ]
         return found
 
@@ -157,15 +163,24 @@ class Summarizer:
             )
         return Refinement(**{name: value.cpu() for name, value in vars(refined).items()})
 
+    def _choose(
+        self, examples: Sequence[Example], articles: Sequence[ArticleVectors], refined: Refinement, limit: int
+    ) -> list[tuple[int, ...]]:
+        """The picked sentences of each article."""
+        batch = Batch.collate(articles)
+        words = torch.zeros(batch.mask.shape)  # (B, S)
+        for row, example in enumerate(examples):
+            words[row, : len(example.sentences)] = torch.tensor([float(len(s.split())) for s in example.sentences])
+        selector = self.refiner.selector.cpu()  # what `refine` gives is there too
+        return selector.choose(batch, refined.y, refined.trajectory[0], last_read(refined), words, limit)
+
     def _summary(
-        self, example: Example, article: ArticleVectors, refined: Refinement, row: int, mode: Mode, limit: int
+        self, example: Example, refined: Refinement, row: int, mode: Mode, indices: tuple[int, ...]
     ) -> Summary:
         y: Floats = refined.y[row].numpy()  # (D,)
-        indices: tuple[int, ...] = ()
         neighbours: tuple[Neighbour, ...] = ()
         faithfulness, warning = None, ""
         if mode == "extract":
-            indices = tuple(select_sentences(y, article.sentences, max_sentences=limit))
             text = " ".join(example.sentences[i] for i in indices)
         elif mode == "retrieve":
             assert self.index is not None
@@ -294,6 +309,14 @@ def torch_device(name: str) -> str:
 def cosine(a: Floats, b: Floats) -> float:
     """Cosine of two vectors, (D,) each; 0 if one is zero."""
     return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
+
+
+def last_read(refined: Refinement) -> torch.Tensor:
+    """The weights with which each article was read at its own last step, (B, S); zeros if there was none."""
+    if not len(refined.attention):
+        return refined.attention.new_zeros(refined.attention.shape[1:])
+    last = (refined.steps_used - 1).clamp_min(0)  # (B,)
+    return refined.attention[last, torch.arange(len(last))]
 
 
 def _check_same(trained: dict[str, Any], loaded: dict[str, Any], name: str) -> None:

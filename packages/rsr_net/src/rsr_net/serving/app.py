@@ -40,7 +40,7 @@ class SummarizeRequest(BaseModel):
     text: str | None = Field(None, max_length=MAX_CHARACTERS)
     texts: list[str] | None = Field(None, min_length=1, max_length=MAX_TEXTS)
     mode: Mode = "extract"
-    max_sentences: int = Field(3, ge=1, le=10)
+    max_sentences: int = Field(3, ge=1, le=8)
 
     @field_validator("texts")
     @classmethod
