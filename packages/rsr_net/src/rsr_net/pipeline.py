@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 RUNS = Path("runs/rsr_net")
 LSA_WIDTH = 256
 _IN_MEMORY = 20_000  # articles, some 2 GB of vectors
+_SELECTOR_ARTICLES = 5_000
 _DECODER_TEXTS = 20_000
 _INDEX_SUMMARIES = 20_000
 _CHECKED = 64  # validation articles that set the faithfulness threshold
@@ -165,6 +166,8 @@ def train_run(
         )
         with run:
             refiner = _fit(embedded[0], embedded[1], settings.rsr, run, resume, device, detail)
+            log("fitting the choice of sentences")
+            _fit_selector(refiner, train, embedded[0], embedded[1], settings.rsr)
             index = index_of(train, encoder, cache)
             summarizer = Summarizer(refiner, encoder, settings.encoder, settings.rsr, index=index)
             if settings.decoder:
@@ -200,6 +203,27 @@ def _fit(
         return fit(train, valid, config, run=run.path, resume=again, log=note, device=torch_device(device))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"go on with rsr-net train --resume {run.path}") from None
+
+
+def _fit_selector(
+    refiner: Refiner,
+    examples: Sequence[Example],
+    train: Sequence[ArticleVectors],
+    valid: Sequence[ArticleVectors],
+    config: RsrConfig,
+) -> None:
+    """Fit which sentences are picked, on the first few thousand training articles."""
+    import torch
+
+    from rsr_net.training.ridge import fit_start
+    from rsr_net.training.selector import fit_selector
+
+    settings, starts = config.train, None
+    if len(train) <= _SELECTOR_ARTICLES:  # with more, the start has hardly seen any one article's target
+        start = fit_start(train, valid, settings.ridge, settings.cross_fits, settings.seed)
+        starts = torch.from_numpy(start.own)
+    some = slice(0, _SELECTOR_ARTICLES)
+    fit_selector(refiner, train[some], examples[some], starts=starts, seed=settings.seed)
 
 
 def embed(
