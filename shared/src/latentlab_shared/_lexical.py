@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentlab_shared.embeddings import Fingerprint
-from latentlab_shared.errors import NeedsExtra, UserError
+from latentlab_shared.errors import UserError
 from latentlab_shared.files import atomic_path, read_json, sha256_file, write_json
 from latentlab_shared.text import words
 
@@ -201,10 +201,8 @@ class LsaEncoder:
 
     def save(self, folder: Path) -> None:
         """Write ``lsa.safetensors`` and then ``lsa.json``, which holds the former's hash; never a pickle."""
-        try:
-            from safetensors.numpy import save_file
-        except ImportError:
-            raise NeedsExtra("safetensors", "encoders") from None
+        from safetensors.numpy import save_file
+
         weights = Path(folder) / "lsa.safetensors"
         with atomic_path(weights) as temporary:
             save_file({"idf": self.idf, "components": self.components}, str(temporary))
@@ -223,11 +221,9 @@ class LsaEncoder:
         Raises:
             UserError: a file is missing, damaged, of another format, or not of the same save.
         """
-        try:
-            from safetensors import SafetensorError
-            from safetensors.numpy import load_file
-        except ImportError:
-            raise NeedsExtra("safetensors", "encoders") from None
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
         about, weights = read_json(Path(folder) / "lsa.json"), Path(folder) / "lsa.safetensors"
         if not isinstance(about, dict) or about.get("format") != cls._FORMAT:
             raise UserError("not an LSA encoder of a format this version reads", Path(folder) / "lsa.json")

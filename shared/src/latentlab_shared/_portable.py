@@ -154,10 +154,8 @@ def _piece(tensors: dict[str, NDArray[Any]], codec: Codec, tokens: bool, where: 
 
 
 def _numpy_safetensors() -> Any:
-    try:
-        import safetensors.numpy
-    except ImportError:
-        raise NeedsExtra("safetensors", "encoders") from None
+    import safetensors.numpy
+
     return safetensors.numpy
 
 
