@@ -86,10 +86,10 @@ train-rsr: install ## Train rsr_net (PROFILE=sample: under a minute; PROFILE=ful
 	$(RUN) rsr-net train --profile $(PROFILE) $(ARGS)
 
 eval-rsr: install ## Evaluate the model that train-rsr wrote
-	$(RUN) rsr-net evaluate --profile $(PROFILE) $(ARGS)
+	$(RUN) rsr-net evaluate --model runs/rsr_net/$(PROFILE) $(ARGS)
 
 serve-rsr: install ## Serve the model that train-rsr wrote, with its page, on loopback
-	$(RUN) rsr-net serve $(ARGS)
+	$(RUN) rsr-net serve --model runs/rsr_net/$(PROFILE) $(ARGS)
 
 clean: ## Remove everything that is generated (runs/ stays)
 	rm -rf .venv .uv uv.lock dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache site

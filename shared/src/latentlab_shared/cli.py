@@ -84,8 +84,8 @@ class Output:
 
         return Console(stderr=True, highlight=False, soft_wrap=True, quiet=self.quiet)
 
-    def result(self, data: Mapping[str, Any], text: RenderableType | None = None) -> None:
-        """Print the verb's result: ``data`` as JSON with ``--json``, else ``text`` (a string or a Rich renderable)."""
+    def result(self, data: Mapping[str, Any], text: RenderableType | Sequence[RenderableType] | None = None) -> None:
+        """Print the verb's result: ``data`` as JSON with ``--json``, else ``text``: strings or Rich renderables."""
         if self.json or text is None:
             from latentlab_shared.files import to_json
 
@@ -96,7 +96,8 @@ class Output:
             from rich.console import Console
 
             wide = {} if sys.stdout.isatty() else {"width": 200}
-            Console(highlight=False, **wide).print(text)  # type: ignore[arg-type]
+            for part in text if isinstance(text, Sequence) else [text]:
+                Console(highlight=False, **wide).print(part)  # type: ignore[arg-type]
         sys.stdout.flush()
 
     def log(self, message: str) -> None:

@@ -286,6 +286,61 @@ def export(
     out.result({"files": written}, table(written))
 
 
+@verb(app)
+def evaluate(
+    out: Output,
+    model: Model = SAMPLE_RUN,
+    data: Annotated[
+        str | None, typer.Option("--data", help="sample, hub:NAME, a file or a folder; else what the run trained on.")
+    ] = None,
+    split: Split = "test",
+    cache_dir: CacheDir = Path("runs/embeddings"),
+    output_dir: OutputDir = None,
+    device: Device = DeviceName.auto,
+    limit: Limit = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Measure a model on held-out articles, baselines beside it; writes results.json, plots and report.html."""
+    from rsr_net.pipeline import evaluate_run
+
+    results = evaluate_run(
+        model,
+        data=data,
+        split=split,
+        output=output_dir,
+        cache_dir=cache_dir,
+        device=device.value,
+        limit=limit,
+        skip_bad=skip_bad,
+        log=out.log,
+    )
+    columns = ("prediction", "r2", "cosine", "centred_r_at_1", "centred_mrr")
+    out.result(
+        results,
+        [
+            table(results["embedding"], columns, title=f"the embedding of {results['articles']} summaries"),
+            table(results["extraction"], title=f"the picked sentences, {results['signature']}"),
+            f"report: {results['report']}",
+        ],
+    )
+
+
+@verb(app)
+def bench(
+    out: Output,
+    articles: Annotated[int, typer.Option("--articles", min=16, help="Built-in articles to measure on.")] = 64,
+    encoder: Annotated[str, typer.Option("--encoder", help="What the seed's way calls every epoch.")] = "minilm",
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Interleaved rounds; medians are given.")] = 3,
+    output_dir: OutputDir = None,
+    seed: Seed = 0,
+) -> None:
+    """Measure training with cached vectors beside encoding in every epoch, and what depth costs."""
+    from rsr_net.bench import run_bench
+
+    results = run_bench(articles=articles, encoder=encoder, repeats=repeats, seed=seed, output=output_dir, log=out.log)
+    out.result({"results": results}, table(results))
+
+
 def main() -> None:
     """Run the command."""
     run(app, "rsr-net")

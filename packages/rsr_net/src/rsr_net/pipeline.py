@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentlab_shared.config import load_config
 from latentlab_shared.errors import UserError
+from latentlab_shared.files import write_json
+from latentlab_shared.provenance import environment
 from latentlab_shared.runs import RunFolder, model_card
 from rsr_net.config import RsrConfig
 from rsr_net.data import ArticleVectors, BadRows, Example, embed_examples, read_examples
@@ -360,3 +362,53 @@ def export_model(model: Path, output: Path, formats: Sequence[str]) -> list[dict
         off = write(refiner, output / file)
         written.append({"file": str(output / file), "bytes": (output / file).stat().st_size, "difference": off})
     return written
+
+
+def evaluate_run(
+    model: Path,
+    *,
+    data: str | None = None,
+    split: str = "test",
+    output: Path | None = None,
+    cache_dir: Path | None = None,
+    device: str = "auto",
+    limit: int | None = None,
+    skip_bad: bool = False,
+    log: Log = lambda _: None,
+) -> dict[str, Any]:
+    """Evaluate a model and write ``results.json``, ``plots/`` and ``report.html``.
+
+    Args:
+        model: a run folder, or a saved model.
+        data: the source of the articles; None takes the run's own.
+        split: its part.
+        output: where to write; None takes the run folder.
+        cache_dir: where the embeddings are kept.
+        device: "auto", "cpu", "cuda" or "mps".
+        limit: articles at most.
+        skip_bad: leave malformed rows out.
+        log: told what happens.
+
+    Raises:
+        UserError: for a saved model without ``data`` or without ``output``, and for articles without summaries.
+    """
+    from rsr_net.evaluation.held_out import evaluate
+    from rsr_net.evaluation.report import write_report
+
+    is_run = (model / "environment.json").is_file()
+    settings = _settings_of(RunFolder.read(model)) if is_run else None
+    if settings is None and (data is None or output is None):
+        raise UserError("this is a model without its run", model, "Give --data and --output-dir")
+    source, folder = data or (settings or RunSettings()).data, output or model
+    bad = BadRows(skip=skip_bad)
+    seed = settings.seed if settings else 0
+    examples = _with_summaries(examples_of(source, split, limit=limit, bad=bad, seed=seed), split, source)
+    log(f"{len(examples)} articles of the {split} part of {source}")
+    summarizer = Summarizer.from_pretrained(model, device=device)
+    with open_cache(summarizer.encoder, cache_dir) as cache:
+        articles = list(embed_examples(examples, summarizer.encoder, cache))
+    found = evaluate(summarizer, examples, articles)
+    report = write_report(folder, found, f"RSR-Net: {model}")
+    results = {"data": source, "split": split, **asdict(found), "skipped": bad.count, "report": str(report)}
+    write_json(folder / "results.json", {**results, "environment": environment(seed, {source: digest(examples)})})
+    return results

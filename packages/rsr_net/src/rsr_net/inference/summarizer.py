@@ -30,7 +30,7 @@ MAX_SENTENCES = 4000  # of one article: the choice compares each with each
 _GROUP = 32  # articles refined together
 _READS = 3  # sentences named per step
 _NEIGHBOURS = 3
-_HALT = 1e-3  # an article halts when a step moves its state by less than this share
+_HALT = 2e-2  # an article halts when a step moves its state by less than this share
 
 
 @dataclass(frozen=True)
