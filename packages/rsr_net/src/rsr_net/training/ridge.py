@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from latentlab_shared.errors import UserError
 from rsr_net.data.types import ArticleVectors, Floats
 
 Doubles = NDArray[np.float64]
@@ -65,12 +66,12 @@ def target_matrix(articles: Iterable[ArticleVectors]) -> Floats:
     """The targets of articles, (N, D).
 
     Raises:
-        ValueError: if one has none.
+        UserError: if one has none.
     """
     targets = []
     for article in articles:
         if article.target is None:
-            raise ValueError(f"article {article.id} has no target")
+            raise UserError(f"article {article.id} has no target", "data", "Training needs articles with summaries")
         targets.append(article.target)
     return np.stack(targets)
 
@@ -113,6 +114,9 @@ def fit_start(
         parts: cross-fits; at least 2.
         seed: of the partition.
         block: articles in memory.
+
+    Raises:
+        UserError: if an article has no target, or a vector holds NaN or infinity.
     """
     count = len(train)
     parts = max(2, min(parts, count))
@@ -135,6 +139,8 @@ def fit_start(
     for penalty in penalties:
         weights, bias = whole.solve(penalty)
         errors.append(float(((valid_x @ weights + bias - valid_y) ** 2).sum()))
+    if not np.isfinite(errors).all():
+        raise UserError("a number of the articles' vectors is not finite", "data", "Embed them again")
     best = penalties[int(np.argmin(errors))]
     maps = [(whole - m).solve(best) for m in found]
     own = np.zeros((count, valid_y.shape[1]), dtype=np.float32)
