@@ -217,13 +217,13 @@ def _fit_selector(
     """Fit which sentences are picked, on the first few thousand training articles."""
     import torch
 
-    from rsr_net.training.ridge import fit_start
+    from rsr_net.training.ridge import CrossFit
     from rsr_net.training.selector import fit_selector
 
     settings, starts = config.train, None
     if len(train) <= _SELECTOR_ARTICLES:  # with more, the start has hardly seen any one article's target
-        start = fit_start(train, valid, settings.ridge, settings.cross_fits, settings.seed)
-        starts = torch.from_numpy(start.own)
+        fits = CrossFit(train, settings.cross_fits, settings.seed)
+        starts = torch.from_numpy(fits.starts(fits.best_penalty(settings.ridge, valid)))
     some = slice(0, _SELECTOR_ARTICLES)
     fit_selector(refiner, train[some], examples[some], starts=starts, seed=settings.seed)
 

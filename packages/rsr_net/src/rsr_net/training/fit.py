@@ -19,7 +19,7 @@ from rsr_net.data.types import ArticleVectors, Batch
 from rsr_net.model.refiner import Refiner, article_vectors
 from rsr_net.training.calibration import calibrate
 from rsr_net.training.checkpoint import Checkpoint
-from rsr_net.training.ridge import fit_start
+from rsr_net.training.ridge import CrossFit
 
 # Parameters that grow with D; the others are few, and learn at twice the rate with hardly any decay.
 _WIDE = ("gain_by_component", "to_latent.weight", "from_latent.weight")
@@ -84,14 +84,16 @@ def _fit(
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
     lengths = np.array([len(article.sentences) for article in train])
-    start = fit_start(train, valid, settings.ridge, settings.cross_fits, settings.seed)
-    own = torch.from_numpy(start.own)
+    fits = CrossFit(train, settings.cross_fits, settings.seed)
+    penalty = fits.best_penalty(settings.ridge, valid)
+    base, bias = fits.whole.solve(penalty)
+    own = torch.from_numpy(fits.starts(penalty))  # (N, D)
 
     model = Refiner(config.model)
     with torch.no_grad():
-        model.base.copy_(torch.from_numpy(start.weights))
-        model.base_bias.copy_(torch.from_numpy(start.bias))
-        model.center.copy_(torch.from_numpy(start.center))
+        model.base.copy_(torch.from_numpy(base))
+        model.base_bias.copy_(torch.from_numpy(bias))
+        model.center.copy_(torch.from_numpy(fits.whole.y / fits.whole.count))
     some = rng.permutation(len(train))[:_STANDARDISED_ON]
     _standardise(model, [train[i] for i in some], own[some], settings.batch_size)
     model.to(device)

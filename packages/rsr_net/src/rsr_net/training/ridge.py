@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,79 +76,64 @@ def target_matrix(articles: Iterable[ArticleVectors]) -> Floats:
     return np.stack(targets)
 
 
-@dataclass(frozen=True)
-class Start:
-    """A fitted start.
+class CrossFit:
+    """The moments of a training set in parts, so that every article can get a map which has not seen it.
 
-    Attributes:
-        weights: (3 D, D).
-        bias: (D,).
-        penalty: the one chosen.
-        own: the starts of the training articles, each from a map that has not seen its target, (N, D).
-        center: mean of the training targets, (D,).
-    """
-
-    weights: Floats
-    bias: Floats
-    penalty: float
-    own: Floats
-    center: Floats
-
-
-def fit_start(
-    train: Sequence[ArticleVectors],
-    valid: Sequence[ArticleVectors],
-    penalties: Sequence[float],
-    parts: int,
-    seed: int,
-    block: int = 1024,
-) -> Start:
-    """Fit the ridge start and give every training article one that has not seen its target.
-
-    A start fitted on the article itself already points at the answer; steps trained from it would learn to trust it.
+    A start fitted on the article itself already points at its summary; steps trained from it would learn to trust it.
 
     Args:
-        train: N articles with targets, read one block at a time, twice.
-        valid: articles with targets, which choose the penalty.
-        penalties: to try.
-        parts: cross-fits; at least 2.
+        train: N articles with targets, read a block at a time.
+        parts: at least 2.
         seed: of the partition.
         block: articles in memory.
 
     Raises:
-        UserError: if an article has no target, or a vector holds NaN or infinity.
+        UserError: if an article has no target.
     """
-    count = len(train)
-    parts = max(2, min(parts, count))
-    part = np.random.default_rng(seed).permutation(count) % parts  # (N,)
-    moments: list[Moments | None] = [None] * parts
-    for at in range(0, count, block):
-        articles = [train[i] for i in range(at, min(at + block, count))]
-        x, y = article_matrix(articles), target_matrix(articles).astype(np.float64)
-        for k in range(parts):
-            rows = part[at : at + block] == k
-            if rows.any():
-                new = Moments.of(x[rows], y[rows])
-                old = moments[k]
-                moments[k] = new if old is None else old + new
-    found = [m for m in moments if m is not None]
-    whole = sum(found[1:], found[0])
 
-    valid_x, valid_y = article_matrix(valid), target_matrix(valid)
-    errors = []
-    for penalty in penalties:
-        weights, bias = whole.solve(penalty)
-        errors.append(float(((valid_x @ weights + bias - valid_y) ** 2).sum()))
-    if not np.isfinite(errors).all():
-        raise UserError("a number of the articles' vectors is not finite", "data", "Embed them again")
-    best = penalties[int(np.argmin(errors))]
-    maps = [(whole - m).solve(best) for m in found]
-    own = np.zeros((count, valid_y.shape[1]), dtype=np.float32)
-    for at in range(0, count, block):
-        x = article_matrix(train[i] for i in range(at, min(at + block, count)))
-        for k, (weights, bias) in enumerate(maps):
-            rows = part[at : at + block] == k
-            own[at : at + block][rows] = x[rows] @ weights + bias
-    weights, bias = whole.solve(best)
-    center = whole.y / whole.count
-    return Start(weights.astype(np.float32), bias.astype(np.float32), best, own, center.astype(np.float32))
+    def __init__(self, train: Sequence[ArticleVectors], parts: int, seed: int, block: int = 1024) -> None:
+        self._train, self._block = train, block
+        parts = max(2, min(parts, len(train)))
+        self._part = np.random.default_rng(seed).permutation(len(train)) % parts  # (N,)
+        moments: dict[int, Moments] = {}
+        for rows, articles in self._blocks():
+            x, y = article_matrix(articles), target_matrix(articles).astype(np.float64)
+            for k in range(parts):
+                chosen = self._part[rows] == k
+                if chosen.any():
+                    new = Moments.of(x[chosen], y[chosen])
+                    moments[k] = moments[k] + new if k in moments else new
+        self._moments = moments
+        found = list(moments.values())
+        self.whole = sum(found[1:], found[0])
+
+    def _blocks(self) -> Iterator[tuple[slice, list[ArticleVectors]]]:
+        for at in range(0, len(self._train), self._block):
+            rows = slice(at, min(at + self._block, len(self._train)))
+            yield rows, [self._train[i] for i in range(rows.start, rows.stop)]
+
+    def starts(self, penalty: float) -> Floats:
+        """Each article's ridge guess, from the parts it is not in, (N, D)."""
+        maps = {k: (self.whole - m).solve(penalty) for k, m in self._moments.items()}
+        guesses = np.zeros((len(self._train), len(self.whole.y)), dtype=np.float32)
+        for rows, articles in self._blocks():
+            x = article_matrix(articles)
+            for k, (weights, bias) in maps.items():
+                chosen = self._part[rows] == k
+                guesses[rows][chosen] = x[chosen] @ weights + bias
+        return guesses
+
+    def best_penalty(self, penalties: Sequence[float], valid: Sequence[ArticleVectors]) -> float:
+        """The penalty whose map, fitted on the whole training set, is nearest to the validation targets.
+
+        Raises:
+            UserError: if an article has no target, or a vector of either set holds NaN or infinity.
+        """
+        x, y = article_matrix(valid), target_matrix(valid)
+        errors = []
+        for penalty in penalties:
+            weights, bias = self.whole.solve(penalty)
+            errors.append(float(((x @ weights + bias - y) ** 2).sum()))
+        if not np.isfinite(errors).all():
+            raise UserError("a number of the articles' vectors is not finite", "data", "Embed them again")
+        return penalties[int(np.argmin(errors))]

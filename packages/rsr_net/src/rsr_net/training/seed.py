@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rsr_net.config import TrainConfig
-from rsr_net.model.recursion import RecursionModel, deep_recursion, recursion_loss
+from rsr_net.config import RsrConfig, TrainConfig
+from rsr_net.model.recursion import RecursionModel, States, deep_recursion, recursion_loss
 
 
 @dataclass(frozen=True)
@@ -84,3 +84,53 @@ def supervise(
         if reports[-1].confidence > config.stop_confidence:
             break
     return reports
+
+
+def fit_recursion(
+    x: Tensor,
+    target: Tensor,
+    config: RsrConfig,
+    *,
+    log: Callable[[int, float], None] = lambda epoch, loss: None,
+) -> RecursionModel:
+    """The seed's training loop on cached embeddings: batches in random order, each supervised ``n_supervision`` times.
+
+    Args:
+        x: document embeddings, (N, D).
+        target: summary embeddings, (N, D).
+        config: sizes, weights and epochs.
+        log: told each epoch and its mean loss.
+
+    Returns:
+        The network of the last epoch, in evaluation mode.
+    """
+    model, train = config.model, config.train
+    with torch.random.fork_rng([]):
+        torch.manual_seed(train.seed)
+        net = RecursionModel(
+            x.shape[1],
+            model.hidden_dim,
+            model.latent_dim,
+            target.shape[1],
+            norm=model.norm,
+            confidence=model.confidence,
+        )
+        optimizer = torch.optim.Adam(net.parameters(), lr=train.learning_rate)
+        for epoch in range(train.epochs):
+            losses = []
+            # A last batch of one article would have no variance for the batch norm.
+            for rows in torch.split(torch.randperm(len(x)), train.batch_size):
+                if len(rows) > 1 or model.norm == "layer":
+                    reports = supervise(x[rows], target[rows], net, optimizer, n=model.n, T=model.T, config=train)
+                    losses.append(reports[-1].loss)
+            log(epoch + 1, sum(losses) / max(len(losses), 1))
+    return net.eval()
+
+
+@torch.no_grad()
+def predict_recursion(net: RecursionModel, x: Tensor, *, n: int = 4, T: int = 3, segments: int = 1) -> States:
+    """The seed's prediction from zero states: ``y_hat`` (N, D) and ``q_hat`` (N,) after some deep recursions."""
+    y, z = net.start(x)
+    for _ in range(segments):
+        (y, z), y_hat, q_hat = deep_recursion(x, y, z, net, n, T)
+    return y_hat, q_hat

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,8 @@ from rsr_net.model.selection import (
 if TYPE_CHECKING:
     from latentlab_shared.metrics.summarization import RougeScorer
 
-_ROUGE = ("rouge1", "rouge2", "rougeLsum")
+ROUGE = ("rouge1", "rouge2", "rougeLsum")
+_SCALE = 100.0  # ROUGE differs by hundredths; Adam does not care, its epsilon does
 
 
 @dataclass(frozen=True)
@@ -74,32 +75,38 @@ def fit_selector(
     *,
     starts: Tensor | None = None,
     max_sentences: int = 3,
-    epochs: int = 60,
+    limit: int = 2000,
+    epochs: int = 40,
     batch_size: int = 64,
     learning_rate: float = 3e-3,
     seed: int = 0,
 ) -> None:
-    """Fit ``model.selector`` in place.
+    """Fit ``model.selector`` in place, by least squares.
 
-    First the sentences' scores are fitted to the ROUGE of each sentence alone. Then, on the sets of the best sentences,
-    the expected ROUGE of a set drawn in proportion to exp(score) is maximised: its gradient is exact, since all sets
-    are enumerated.
+    A sentence's score is fitted to the ROUGE it has alone; a set's score to how much better its ROUGE is than the mean
+    of its article's sets.
 
     Args:
-        model: a trained refiner.
+        model: a trained refiner, on the CPU.
         articles: N training articles.
         examples: their texts, with highlights, in the same order.
-        starts: starts that have not seen the articles' targets (``ridge.Start.own``), (N, D); None takes the model's.
+        starts: starts that have not seen the articles' targets (``ridge.CrossFit``), (N, D); None takes the model's.
         max_sentences: the largest set.
-        epochs: of each of the two.
+        limit: articles used, those with the most sentences: in short ones there is little to choose.
+        epochs: of each of the two scores.
         batch_size: articles per update.
-        learning_rate: AdamW's.
+        learning_rate: AdamW's, falling to zero.
         seed: of the weights and the order.
+
+    Raises:
+        ValueError: if articles and examples differ in number.
     """
     from latentlab_shared.metrics.summarization import RougeScorer
 
-    scorer = RougeScorer(_ROUGE, split=str.splitlines)
-    order = np.argsort([len(example.sentences) for example in examples], kind="stable")
+    if len(articles) != len(examples):
+        raise ValueError(f"{len(articles)} articles and {len(examples)} examples")
+    scorer = RougeScorer(ROUGE, split=str.splitlines)
+    order = np.argsort([len(example.sentences) for example in examples], kind="stable")[-limit:]
     groups = []
     for at in range(0, len(order), batch_size):
         rows = order[at : at + batch_size]
@@ -109,17 +116,28 @@ def fit_selector(
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         selector = SentenceSelector()
-        signs = torch.cat([group.signs[group.batch.mask] for group in groups])
-        selector.sentence_mean.copy_(signs.mean(0))
-        selector.sentence_std.copy_(signs.std(0).clamp_min(1e-3))
-        _fit_sentences(selector, groups, epochs, learning_rate, rng)
+        selector.sentence_mean, selector.sentence_std = _scale(torch.cat([g.signs[g.batch.mask] for g in groups]))
+        optimiser = torch.optim.AdamW(selector.sentence.parameters(), lr=learning_rate, weight_decay=0.1)
+        for rate, i in _schedule(epochs, len(groups), learning_rate, rng):
+            _update(optimiser, rate, _sentence_loss(selector, groups[i]))
         sets = [_sets(selector, group, max_sentences, scorer) for group in groups]
-        signs = torch.cat([one.signs[one.possible] for one in sets])
-        selector.set_mean.copy_(signs.mean(0))
-        selector.set_std.copy_(signs.std(0).clamp_min(1e-3))
-        _fit_sets(selector, sets, epochs, learning_rate, rng)
+        selector.set_mean, selector.set_std = _scale(torch.cat([one.signs[one.possible] for one in sets]))
+        optimiser = torch.optim.AdamW(selector.set.parameters(), lr=learning_rate, weight_decay=0.1)
+        for rate, i in _schedule(epochs, len(sets), learning_rate, rng):
+            _update(optimiser, rate, _set_loss(selector, sets[i]))
     selector.fitted.fill_(True)
     model.selector.load_state_dict(selector.state_dict())
+
+
+def _scale(signs: Tensor) -> tuple[Tensor, Tensor]:
+    return signs.mean(0), signs.std(0, unbiased=False).clamp_min(1e-3)
+
+
+def _schedule(epochs: int, count: int, rate: float, rng: np.random.Generator) -> Iterator[tuple[float, int]]:
+    """The learning rate and the group of each update."""
+    for epoch in range(epochs):
+        for i in rng.permutation(count):
+            yield rate * (1 - epoch / epochs), int(i)
 
 
 def _rouge(scorer: RougeScorer, example: Example, chosen: Sequence[int]) -> float:
@@ -164,34 +182,24 @@ def _sets(selector: SentenceSelector, group: _Articles, max_sentences: int, scor
     return _Sets(finite(scores.gather(1, best)), signs, value, possible, members)
 
 
-def _fit_sentences(
-    selector: SentenceSelector, groups: list[_Articles], epochs: int, learning_rate: float, rng: np.random.Generator
-) -> None:
-    """Least squares: a sentence's score is the ROUGE it has alone."""
-    optimiser = torch.optim.AdamW(selector.sentence.parameters(), lr=learning_rate, weight_decay=0.01)
-    for _ in range(epochs):
-        for i in rng.permutation(len(groups)):
-            group = groups[i]
-            mask = group.batch.mask
-            scores = finite(selector.score_sentences(group.signs, mask))
-            loss = ((scores - group.value)[mask] ** 2).mean()
-            _update(optimiser, loss)
+def _sentence_loss(selector: SentenceSelector, group: _Articles) -> Tensor:
+    mask = group.batch.mask
+    scores = finite(selector.score_sentences(group.signs, mask))
+    return _SCALE * ((scores - group.value)[mask] ** 2).mean()
 
 
-def _fit_sets(
-    selector: SentenceSelector, sets: list[_Sets], epochs: int, learning_rate: float, rng: np.random.Generator
-) -> None:
-    """Maximise Σ_c softmax(score)_c ROUGE_c."""
-    optimiser = torch.optim.AdamW(selector.set.parameters(), lr=learning_rate, weight_decay=0.01)
-    for _ in range(epochs):
-        for i in rng.permutation(len(sets)):
-            one = sets[i]
-            scores = selector.score_sets(one.signs, one.scores, one.members)
-            chance = scores.masked_fill(~one.possible, float("-inf")).softmax(-1)
-            _update(optimiser, -(chance * one.value).sum(-1).mean())
+def _set_loss(selector: SentenceSelector, sets: _Sets) -> Tensor:
+    """Squared error of the differences within each article: only they decide which set wins."""
+    scores = selector.score_sets(sets.signs, sets.scores, sets.members)
+    possible = sets.possible.to(scores.dtype)  # (B, C)
+    off = (scores - sets.value) * possible
+    off = (off - off.sum(1, keepdim=True) / possible.sum(1, keepdim=True)) * possible
+    return _SCALE * (off**2).sum() / possible.sum()
 
 
-def _update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+def _update(optimiser: torch.optim.Optimizer, rate: float, loss: Tensor) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate
     optimiser.zero_grad()
     torch.autograd.backward(loss)
     optimiser.step()
