@@ -216,6 +216,18 @@ def test_prepare_without_a_network_names_the_offline_ways(tmp_path):
     assert "cannot be reached" in line and "--source" in line and "--data sample" in line
 
 
+def test_evaluate_writes_results_a_plot_and_a_page(home, tmp_path):
+    model = home / "runs/rsr_net/sample"
+    said = json.loads(rsr("evaluate", "--model", model, "--limit", 20, "-o", "out", "--json", cwd=tmp_path).stdout)
+    held = json.loads((tmp_path / "out/results.json").read_text())
+    assert said["articles"] == held["articles"] == 20 and held["environment"]["data"]
+    assert {row["prediction"].split(" (")[0] for row in held["embedding"]} >= {"ridge", "refined"}
+    page = Path(tmp_path, said["report"]).read_text()
+    assert "data:image/png;base64," in page and "<script src" not in page and "http" not in page.replace("xmlns", "")
+    assert (tmp_path / "out/plots/convergence.png").read_bytes().startswith(b"\x89PNG")
+    assert "--split" in one_line(rsr("evaluate", "--model", model, "--split", "dev", cwd=tmp_path, code=2))
+
+
 def test_export_says_what_it_wrote(home, tmp_path):
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     model = home / "runs/rsr_net/sample"
