@@ -341,6 +341,42 @@ def bench(
     out.result({"results": results}, table(results))
 
 
+@verb(app)
+def folds(
+    out: Output,
+    data: Annotated[
+        Path, typer.Option("--data", help="Folder with train, val and short_train .jsonl.gz.", envvar="RSR_NET_FOLDS")
+    ],
+    encoder: Annotated[str, typer.Option("--encoder", help="lsa, or what `train` takes.")] = "lsa",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many, from 0.")] = 3,
+    count: Annotated[int, typer.Option("--folds", min=2, help="How many folds.")] = 5,
+    work_dir: Annotated[Path, typer.Option("--work-dir", help="Embeddings and finished folds; kept.")] = Path(
+        "runs/rsr_net/folds"
+    ),
+    output_dir: OutputDir = None,
+    limit: Limit = None,
+) -> None:
+    """Measure the recipe and its baselines by cross-validation: the figures of the README. Resumable."""
+    from rsr_net.evaluation.folds import run_folds, write_tables
+
+    if not data.is_dir():
+        raise UserError("there is no such folder", data, "Give --data the folder of the articles")
+    chosen = tuple(range(seeds))
+    try:
+        found = run_folds(data, work_dir, encoder=encoder, seeds=chosen, folds=count, limit=limit, log=out.log)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("finished folds are kept; the same command goes on") from None
+    if output_dir is not None:
+        command = f"rsr-net folds --data DATA/{data.resolve().name} --encoder {encoder} --seeds {seeds}"
+        for path in write_tables(output_dir, found, encoder, chosen, command):
+            out.log(f"wrote {path}")
+    flat = [
+        table([{"name": row["name"], **row["metrics"]} for row in found[part]], title=part)
+        for part in ("embedding", "extraction", "steps")
+    ]
+    out.result(found, [*flat, table([{"figure": k, "value": str(v)} for k, v in found["about"].items()])])
+
+
 def main() -> None:
     """Run the command."""
     run(app, "rsr-net")
