@@ -31,7 +31,7 @@ from rsr_net.data.embed import embed_examples
 from rsr_net.data.readers import read_examples
 from rsr_net.data.types import ArticleVectors, Batch, Example, Floats
 from rsr_net.evaluation.baselines import closed_form_baselines, mlp_baseline
-from rsr_net.evaluation.tables import summarise
+from rsr_net.evaluation.tables import summarise, write_tables
 from rsr_net.evaluation.vectors import VectorScores, cosines, score_vectors
 from rsr_net.model.fixed_point import spectral_radius
 from rsr_net.model.refiner import Refinement, Refiner
@@ -48,6 +48,8 @@ TOLERANCES = (0.1, 0.05, 0.02, 0.01)  # of adaptive stopping
 LSA_WIDTH = 256
 _GROUP = 64
 _VERSION = 1  # of what a finished fold holds
+
+__all__ = ["Fold", "Part", "load_fold", "run_fold", "run_folds", "train_on", "write_tables"]
 
 Log = Callable[[str], None]
 Doubles = NDArray[np.float64]

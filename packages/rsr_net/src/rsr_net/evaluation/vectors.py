@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from latentlab_shared.metrics.ranking import retrieval_metrics_of_vectors
 from latentlab_shared.metrics.statistics import Interval, bootstrap_interval
+from rsr_net.data.types import Floats
 
 Doubles = NDArray[np.float64]
 
@@ -52,7 +53,7 @@ class VectorScores:
         }
 
 
-def score_vectors(predicted: Doubles, target: Doubles, center: Doubles, others: Doubles) -> VectorScores:
+def score_vectors(predicted: Floats | Doubles, target: Doubles, center: Doubles, others: Doubles) -> VectorScores:
     """Score predictions against the true embeddings of the same articles, which are each other's candidates.
 
     Args:
@@ -61,17 +62,17 @@ def score_vectors(predicted: Doubles, target: Doubles, center: Doubles, others: 
         center: mean of the training targets, (D,).
         others: further summaries, of training articles, that fill the candidates up to 500, (M, D).
     """
-    predicted, target = predicted.astype(np.float64), target.astype(np.float64)
-    raw = retrieval_metrics_of_vectors(predicted, target)
-    centred = retrieval_metrics_of_vectors(predicted - center, target - center)
+    y = predicted.astype(np.float64)
+    raw = retrieval_metrics_of_vectors(y, target)
+    centred = retrieval_metrics_of_vectors(y - center, target - center)
     hit_500 = np.full(len(target), np.nan)
     if len(target) + len(others) >= 500 >= len(target):
         candidates = np.concatenate([target, others[: 500 - len(target)]]) - center
-        hit_500 = retrieval_metrics_of_vectors(predicted - center, candidates).recall[1]
+        hit_500 = retrieval_metrics_of_vectors(y - center, candidates).recall[1]
     return VectorScores(
-        error=((predicted - target) ** 2).sum(1),
+        error=((y - target) ** 2).sum(1),
         spread=((target - center) ** 2).sum(1),
-        cosine=cosines(predicted, target),
+        cosine=cosines(y, target),
         hit=raw.recall[1],
         hit_centred=centred.recall[1],
         hit10_centred=centred.recall[10],
