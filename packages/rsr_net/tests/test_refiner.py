@@ -266,17 +266,15 @@ def test_quality_is_a_logistic_model_of_eight_signs(model, length):
     one = article(length)
     batch = Batch.collate([one, article(9, 5)])
     found = model(batch)
-    y, y0, read = (v.detach().double().numpy() for v in (found.y[0], found.trajectory[0, 0], found.attention[-1, 0]))
-    read = read[:length]
+    y, weights = (v.detach().double().numpy() for v in (found.y[0], found.attention[-1, 0]))
+    read = weights[:length] @ one.sentences.astype(float)
 
     def cosine(a, b):
         return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
-    near = sorted((cosine(s.astype(float), y) for s in one.sentences), reverse=True)
-    second = max(near[1], 0.0) if length > 1 else 0.0
-    spread = -sum(p * math.log(p) for p in read) / math.log(length + 1)
-    signs = [np.linalg.norm(y), cosine(y, one.doc), cosine(y, one.lead), cosine(y, y0), near[0], second, spread]
-    signs.append(math.log(length))
+    near = sorted((max(cosine(s.astype(float), y), 0.0) for s in one.sentences), reverse=True) + [0.0] * 6
+    signs = [np.linalg.norm(y), np.linalg.norm(y - model.center.numpy()), cosine(y, one.lead)]
+    signs += [near[0], near[1], sum(near[:6]) / 6, cosine(y, read), cosine(one.doc.astype(float), one.lead)]
     head = {name: value.double().numpy() for name, value in model.quality.state_dict().items()}
     logit = (np.array(signs) - head["mean"]) / head["std"] @ head["weight"] + head["bias"]
     assert found.quality[0].item() == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-5)

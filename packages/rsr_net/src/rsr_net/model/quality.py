@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from rsr_net.data.types import Batch
 
 SIGNS = 8
+_NEAREST = 6  # sentences
 
 
 class QualityHead(nn.Module):
@@ -30,47 +31,46 @@ class QualityHead(nn.Module):
         self.register_buffer("weight", torch.zeros(SIGNS))
         self.register_buffer("bias", torch.zeros(()))
 
-    def forward(self, batch: Batch, y: Tensor, y0: Tensor, attention: Tensor) -> Tensor:
+    def forward(self, batch: Batch, y: Tensor, center: Tensor, attention: Tensor) -> Tensor:
         """The probability of each article, (B,).
 
         Args:
             batch: B articles.
             y: their predictions, (B, D).
-            y0: where their refinement started, (B, D).
+            center: mean of the training targets, (D,).
             attention: reading weights of each step, (K, B, S).
         """
-        signs = (quality_signs(batch, y, y0, attention) - self.mean) / self.std
+        signs = (quality_signs(batch, y, center, attention) - self.mean) / self.std
         return torch.sigmoid(signs @ self.weight + self.bias)
 
 
-def quality_signs(batch: Batch, y: Tensor, y0: Tensor, attention: Tensor) -> Tensor:
+def quality_signs(batch: Batch, y: Tensor, center: Tensor, attention: Tensor) -> Tensor:
     """What the confidence is read from, (B, SIGNS).
 
-    Length of the prediction; its cosines with the document, the lead and the start; its best and second-best cosine
-    with a sentence; how spread the last read is (1: evenly over all sentences); the number of sentences.
+    Length of the prediction, and its distance from the typical summary: a regression in doubt stays near the mean.
+    Its cosines with the lead, with the nearest, the second and the mean of the six nearest sentences, and with what the
+    last step read; the cosine of document and lead.
     """
-    count = batch.mask.sum(1).to(y.dtype)  # (B,)
     near = (batch.sentences @ F.normalize(y, dim=-1)[..., None]).squeeze(-1)  # (B, S)
-    near = F.pad(near.masked_fill(~batch.mask, -1.0), (0, 1), value=-1.0)  # an article may have one sentence only
-    best = near.topk(2, dim=-1).values  # (B, 2)
+    near = near.masked_fill(~batch.mask, 0.0).clamp_min(0.0)
+    nearest = F.pad(near, (0, _NEAREST)).topk(_NEAREST, dim=-1).values  # (B, 6); absent sentences count as 0
     if len(attention):
         # The last step a row took part in: halted rows have zero weights afterwards.
-        last = attention.gather(
-            0, (attention.sum(-1) > 0).sum(0).sub(1).clamp_min(0)[None, :, None].expand(1, *attention.shape[1:])
-        )[0]
-        spread = torch.special.entr(last).sum(-1) / torch.log(count + 1)
+        last = (attention.sum(-1) > 0).sum(0).sub(1).clamp_min(0)  # (B,)
+        weights = attention.gather(0, last[None, :, None].expand(1, *attention.shape[1:]))[0]  # (B, S)
+        read = (weights[:, None] @ batch.sentences).squeeze(1)  # (B, D)
     else:
-        spread = torch.ones_like(count)
+        read = batch.doc
     return torch.stack(
         [
             y.norm(dim=-1),
-            F.cosine_similarity(y, batch.doc, dim=-1),
+            (y - center).norm(dim=-1),
             F.cosine_similarity(y, batch.lead, dim=-1),
-            F.cosine_similarity(y, y0, dim=-1),
-            best[:, 0],
-            best[:, 1].clamp_min(0),
-            spread,
-            torch.log(count),
+            nearest[:, 0],
+            nearest[:, 1],
+            nearest.mean(-1),
+            F.cosine_similarity(y, read, dim=-1),
+            F.cosine_similarity(batch.doc, batch.lead, dim=-1),
         ],
         dim=-1,
     )

@@ -165,7 +165,7 @@ class Refiner(nn.Module):
         step = self.step_map(batch, y0, seen)
         found = solve(step, y0, steps=self.config.steps if steps is None else steps, tol=tol, solver=solver)
         attention = torch.stack(seen) if seen else y0.new_zeros(0, *batch.mask.shape)
-        quality = self.quality(batch, found.y, y0, attention)
+        quality = self.quality(batch, found.y, self.center, attention)
         return Refinement(found.y, found.trajectory, found.residuals, attention, found.steps_used, quality)
 
 

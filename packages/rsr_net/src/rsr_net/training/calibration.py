@@ -14,7 +14,7 @@ from rsr_net.model.refiner import Refiner
 
 
 @torch.no_grad()
-def calibrate(model: Refiner, valid: Sequence[ArticleVectors], *, penalty: float = 3.0, batch_size: int = 64) -> None:
+def calibrate(model: Refiner, valid: Sequence[ArticleVectors], *, penalty: float = 5.0, batch_size: int = 64) -> None:
     """Fit ``model.quality`` in place: logistic regression by Newton's method, with an L2 penalty.
 
     The event is that cos(y_hat, y_true) lies above its median over these articles, so a model that knows nothing says
@@ -31,7 +31,7 @@ def calibrate(model: Refiner, valid: Sequence[ArticleVectors], *, penalty: float
         batch = Batch.collate(valid[at : at + batch_size]).to(model.center.device)
         assert batch.target is not None
         found = model(batch)
-        signs.append(quality_signs(batch, found.y, found.trajectory[0], found.attention).double())
+        signs.append(quality_signs(batch, found.y, model.center, found.attention).double())
         near.append(F.cosine_similarity(found.y, batch.target, dim=-1))
     x, cosines = torch.cat(signs), torch.cat(near)  # (N, SIGNS), (N,)
     y = (cosines > cosines.quantile(0.5)).double()
