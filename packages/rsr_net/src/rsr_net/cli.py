@@ -357,7 +357,8 @@ def folds(
     limit: Limit = None,
 ) -> None:
     """Measure the recipe and its baselines by cross-validation: the figures of the README. Resumable."""
-    from rsr_net.evaluation.folds import run_folds, write_tables
+    from rsr_net.evaluation.folds import run_folds
+    from rsr_net.evaluation.tables import write_tables
 
     if not data.is_dir():
         raise UserError("there is no such folder", data, "Give --data the folder of the articles")
@@ -370,11 +371,12 @@ def folds(
         command = f"rsr-net folds --data DATA/{data.resolve().name} --encoder {encoder} --seeds {seeds}"
         for path in write_tables(output_dir, found, encoder, chosen, command):
             out.log(f"wrote {path}")
-    flat = [
-        table([{"name": row["name"], **row["metrics"]} for row in found[part]], title=part)
-        for part in ("embedding", "extraction", "steps")
+    shown = [
+        table([{"name": row["name"], **row["metrics"]} for row in rows], title=part)
+        for part, rows in found.items()
+        if part != "about"
     ]
-    out.result(found, [*flat, table([{"figure": k, "value": str(v)} for k, v in found["about"].items()])])
+    out.result(found, shown)
 
 
 def main() -> None:
