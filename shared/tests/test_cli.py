@@ -111,7 +111,14 @@ def test_version_and_help(program: Path) -> None:
 
 def test_ctrl_c_leaves_with_130_and_says_how_to_go_on(program: Path) -> None:
     command = [sys.executable, str(program), "train", "wait"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job ignores Ctrl-C, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         assert process.stderr is not None
         assert process.stderr.readline().strip() == "ready"
         time.sleep(0.1)

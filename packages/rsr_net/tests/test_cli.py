@@ -242,7 +242,15 @@ def test_export_says_what_it_wrote(home, tmp_path):
 def test_ctrl_c_is_exit_130_and_resume_gives_the_uninterrupted_model(tmp_path):
     long = ["train", "--limit", "60", "--set", "train.epochs=150", "--set", "train.patience=150"]
     call = [sys.executable, "-m", "rsr_net.cli", *long, "-o", "stopped"]
-    process = subprocess.Popen(call, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        call,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A shell's background job ignores Ctrl-C, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     metrics = tmp_path / "stopped" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text().count("\n") >= 5):
