@@ -145,6 +145,7 @@ class Output:
 def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None, title: str | None = None) -> Any:
     """A Rich table of dictionaries; floats get four significant digits, numbers stand right."""
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
     listed = list(rows)
@@ -155,7 +156,7 @@ def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = Non
         numeric = all(isinstance(r.get(name), (int, float, type(None))) for r in listed)
         made.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in listed:
-        made.add_row(*(_cell(row.get(name)) for name in names))
+        made.add_row(*(escape(_cell(row.get(name))) for name in names))  # "[a]" is no markup
     return made
 
 
