@@ -22,6 +22,7 @@ from latentlab_shared.runs import RunFolder
 from rsr_net import ArticleVectors, Batch, Refiner, RsrConfig, fit
 from rsr_net.model.quality import quality_signs
 from rsr_net.training.calibration import calibrate
+from rsr_net.training.fit import _loss
 from rsr_net.training.ridge import CrossFit, article_matrix, target_matrix
 from rsr_net.training.seed import fit_recursion, predict_recursion
 
@@ -146,6 +147,32 @@ def test_the_kept_weights_are_the_running_mean(tmp_path):
     assert not torch.equal(averages[-1]["gain"], weights[-1]["gain"])
 
 
+@pytest.mark.parametrize("free", [0, 2])
+def test_an_update_runs_free_then_is_supervised_at_every_step(free):
+    """The loss and its gradient are those of steps written out here, cut off from the free ones."""
+    still = config(gradient_steps=2, sentence_dropout=0.0, contrastive_weight=0.5)
+    torch.manual_seed(0)
+    model = Refiner(still.model).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    batch = Batch.collate(TRAIN[:6])
+    start = torch.randn(6, D)
+    step, y, expected = model.step_map(batch, start), start, 0.0
+    for _ in range(free):
+        y = step(y, None).detach()
+    for _ in range(2):
+        y = step(y, None)
+        near = torch.nn.functional.cosine_similarity(y[:, None], batch.target[None], dim=-1) / 0.05  # center: zero
+        expected = expected + ((y - batch.target) ** 2).sum(1).mean() / 2
+        expected = expected - 0.5 * near.log_softmax(1).diag().mean() / 2
+    found = _loss(model, batch, start, free, still.train)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    named = [p for name, p in model.named_parameters() if not name.startswith("selector.")]
+    for ours, theirs in zip(torch.autograd.grad(found, named), torch.autograd.grad(expected, named), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
 # -- interruptions -----------------------------------------------------------------------------------------------
 
 
@@ -217,6 +244,20 @@ def test_killed_at_any_moment_the_run_goes_on_as_if_nothing_had_happened(tmp_pat
         resumed = fit(TRAIN, VALID, plan, run=path, resume=path, log=note)
     assert epochs[-1] == 24 and len(epochs) < 24 and run.path == path
     assert same(whole, resumed)
+
+
+def test_a_checkpoint_is_replaced_never_written_over(tmp_path):
+    """A second name for the first checkpoint's file still shows the first one whole when the run is over."""
+
+    def note(epoch, values):
+        if epoch == 2:
+            os.link(tmp_path / CHECKPOINT, tmp_path / "first")
+
+    fit(TRAIN, VALID, config(epochs=3), run=tmp_path, log=note)
+    with safe_open(tmp_path / "first", "pt") as file:
+        assert json.loads(file.metadata()["run"])["epoch"] == 1
+    assert saved(tmp_path)[0]["epoch"] == 3
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.safetensors"]
 
 
 def test_a_checkpoint_of_another_configuration_or_damaged_is_refused(tmp_path):

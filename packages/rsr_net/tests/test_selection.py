@@ -13,7 +13,14 @@ from latentlab_shared.encoders import TinyEncoder
 from rsr_net import ArticleVectors, Batch, Example, Refiner
 from rsr_net.config import ModelConfig
 from rsr_net.data import embed_examples
-from rsr_net.model.selection import CANDIDATES, SentenceSelector, candidate_sets, sentence_signs, set_signs
+from rsr_net.model.selection import (
+    CANDIDATES,
+    SentenceSelector,
+    best_sentences,
+    candidate_sets,
+    sentence_signs,
+    set_signs,
+)
 from rsr_net.sample import generate
 from rsr_net.training.selector import fit_selector, word_counts
 
@@ -132,6 +139,12 @@ def test_candidate_sets_are_all_of_them(count, largest):
     members = candidate_sets(count, largest)
     found = [tuple(row.nonzero().squeeze(-1).tolist()) for row in members]
     assert found == every_set(range(count), min(largest, count))
+
+
+def test_candidates_are_the_best_in_the_articles_order():
+    scores = torch.tensor([[0.1, 5.0, 0.2, 3.0, 0.3, 4.0, 0.4, 2.0, 0.5, 1.0]])
+    assert best_sentences(scores).tolist() == [[1, 3, 4, 5, 6, 7, 8, 9]]
+    assert best_sentences(scores[:, :3]).tolist() == [[0, 1, 2]]
 
 
 # -- what the scores are made of ---------------------------------------------------------------------------------
@@ -275,6 +288,10 @@ def test_fitting_raises_rouge_and_is_the_same_every_time():
     assert fitted[0]["fitted"]
     assert all(torch.equal(fitted[0][name], fitted[1][name]) for name in fitted[0])
     assert before < 0.7 and rouge() > 0.9
+    signs = sentence_signs(batch, found.y, found.trajectory[0], found.attention[-1], words)
+    with torch.no_grad():
+        scores = model.selector.score_sentences(signs, batch.mask)
+    assert (scores[:, [0, 4]].amin(1) > scores[:, 1:4].amax(1)).float().mean() > 0.9
 
 
 def test_words_are_counted_and_padded():
