@@ -18,6 +18,7 @@ from latentlab_shared.runs import RunFolder, model_card
 from rsr_net.config import RsrConfig
 from rsr_net.data import ArticleVectors, BadRows, Example, embed_examples, read_examples
 from rsr_net.data.embed import CachedArticles, encode
+from rsr_net.data.stories import SPLITS
 from rsr_net.inference.summarizer import Summarizer, SummaryIndex, cosine, torch_device
 
 if TYPE_CHECKING:
@@ -72,7 +73,9 @@ def examples_of(
     if source == "sample":
         from rsr_net.sample import sample_split
 
-        parts = (split,) if split else ("train", "valid", "test")
+        if split not in (None, *SPLITS):
+            raise UserError(f"{split!r} is not a part", "--split", f"Use one of: {', '.join(SPLITS)}")
+        parts = (split,) if split else SPLITS
         return [example for part in parts for example in sample_split(part, seed)][:limit]
     return list(read_examples(source, split, limit=limit, bad=bad))
 
