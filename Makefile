@@ -14,7 +14,8 @@ PROFILE ?= sample
 PYTHON ?= python3
 UV ?= $(or $(shell command -v uv),.uv/bin/uv)
 RUN := $(UV) run
-PACKAGES := $(notdir $(patsubst %/pyproject.toml,%,$(wildcard packages/*/pyproject.toml)))
+# The members of the workspace; a package that is in work is not among them.
+PACKAGES := $(shell sed -n 's/^members = .*/&/p' pyproject.toml | grep -o 'packages/[a-z0-9_]*' | sed 's,packages/,,')
 
 help: ## Show this list
 	@echo "Latent Text Lab. Targets:"

@@ -97,7 +97,7 @@ def test_nothing_reads_pickles() -> None:
         for path in tracked()
         if path.suffix == ".py" and "tests" not in path.parts
         for number, line in enumerate(path.read_text().splitlines(), 1)
-        if bad.search(line)
+        if bad.search(line) and "weights_only=True" not in line
     ]
     assert found == []
 

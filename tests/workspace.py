@@ -30,5 +30,6 @@ class Member:
 
 
 def members() -> list[Member]:
-    folders = [ROOT / "shared", *sorted(p.parent for p in ROOT.glob("packages/*/pyproject.toml"))]
-    return [Member(f, tomllib.loads((f / "pyproject.toml").read_text())) for f in folders]
+    """The workspace's members; a package that is in work is not among them."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["workspace"]["members"]
+    return [Member(ROOT / name, tomllib.loads((ROOT / name / "pyproject.toml").read_text())) for name in listed]

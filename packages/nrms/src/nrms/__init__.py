@@ -1,0 +1,46 @@
+"""News recommendation with multi-head self-attention (NRMS), from click log to served answers.
+
+The names below are imported when they are first used, so that ``nrms --help`` does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nrms.config import ModelConfig, NrmsConfig, TrainConfig
+    from nrms.data.types import Impression, News
+    from nrms.inference import Answer, Catalogue, Recommender
+    from nrms.model.nrms import NRMS
+    from nrms.server.store import Store
+
+_HOMES = {
+    "config": ("ModelConfig", "NrmsConfig", "TrainConfig"),
+    "data.types": ("Impression", "News"),
+    "inference": ("Answer", "Catalogue", "Recommender"),
+    "model.nrms": ("NRMS",),
+    "server.store": ("Store",),
+}
+
+__all__ = [
+    "NRMS",
+    "Answer",
+    "Catalogue",
+    "Impression",
+    "ModelConfig",
+    "News",
+    "NrmsConfig",
+    "Recommender",
+    "Store",
+    "TrainConfig",
+]
+
+
+def __getattr__(name: str) -> object:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"nrms.{home}"), name)
+    raise AttributeError(f"module 'nrms' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""Readers: click logs and catalogues → typed rows → token arrays → batches."""

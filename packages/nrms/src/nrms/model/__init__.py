@@ -1,0 +1,1 @@
+"""NRMS as tensors: no files, no printing."""

