@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from latentlab_shared.errors import UserError
+from latentlab_shared.errors import RunFailed, UserError
 from rsr_net.config import RsrConfig, TrainConfig
 from rsr_net.data.types import ArticleVectors, Batch
 from rsr_net.model.refiner import Refiner, article_vectors
@@ -58,6 +58,7 @@ def fit(
         The refiner of the best epoch, averaged weights, in evaluation mode, on the CPU.
 
     Raises:
+        RunFailed: if the loss is no longer finite.
         UserError: without articles, for the seed recipe (its loop is ``train_refinement``), or if the checkpoint is of
             another configuration.
     """
@@ -121,6 +122,8 @@ def _fit(
             state.updates += 1
             _average(averaged, model, min(settings.ema_decay, (1 + state.updates) / (10 + state.updates)))
             losses.append(loss.item())
+            if not np.isfinite(losses[-1]):
+                raise RunFailed("the loss is not finite", f"epoch {state.epoch + 1}", "Lower train.learning_rate")
         state.epoch += 1
         score = _score(averaged, valid_batches)
         if score > state.best_score:
