@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentlab_shared.embeddings import EmbeddingCache
-from latentlab_shared.encoders import LsaEncoder, TextEncoder, load_encoder
+from latentlab_shared.encoders import LsaEncoder, TextEncoder, TransformerEncoder, load_encoder
 from latentlab_shared.errors import UserError
 from latentlab_shared.files import read_json, write_json
 from latentlab_shared.metrics.summarization import RougeScorer, greedy_oracle
@@ -107,8 +107,8 @@ def run_folds(
     Raises:
         UserError: if a file is missing.
     """
-    full = list(chain.from_iterable(_read(data_dir / name) for name in FULL))[:limit]
-    short = _read(data_dir / SHORT)[: None if limit is None else 3 * limit]
+    full = list(chain.from_iterable(read_part(data_dir / name) for name in FULL))[:limit]
+    short = read_part(data_dir / SHORT)[: None if limit is None else 3 * limit]
     base = config or RsrConfig.default("rsr")
     about = [_VERSION, encoder, folds, [e.id for e in full], len(short), asdict(base.model), asdict(base.train)]
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
@@ -127,7 +127,12 @@ def run_folds(
     return summarise(done)
 
 
-def _read(path: Path) -> list[Example]:
+def read_part(path: Path) -> list[Example]:
+    """The articles of a file that have a summary.
+
+    Raises:
+        UserError: if there is no such file.
+    """
     if not path.is_file():
         raise UserError("there is no such file", path, "Give the folder of the full-length and short articles")
     return [example for example in read_examples(path, None) if example.highlights]
@@ -161,6 +166,8 @@ def load_fold(
         network: TextEncoder = LsaEncoder.fit([e.article for e in parts[0]], min(LSA_WIDTH, len(parts[0]) // 4))
         return Fold(*(Part(part, list(embed_examples(part, network))) for part in parts))
     network = load_encoder(encoder, device="cpu")
+    if not isinstance(network, TransformerEncoder):  # faster than a disk
+        return Fold(*(Part(part, list(embed_examples(part, network))) for part in parts))
     folder = work_dir / "embeddings" / network.fingerprint.digest().hex()[:16]
     log(f"fold {number + 1}: embedding with {encoder}; what is in the cache is not computed again")
     with EmbeddingCache(folder, network.fingerprint, network.dim) as cache:

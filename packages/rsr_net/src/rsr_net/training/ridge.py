@@ -83,7 +83,7 @@ class CrossFit:
 
     Args:
         train: N articles with targets, read a block at a time.
-        parts: at least 2.
+        parts: 1 gives starts that have seen their targets, for comparison.
         seed: of the partition.
         block: articles in memory.
 
@@ -93,7 +93,7 @@ class CrossFit:
 
     def __init__(self, train: Sequence[ArticleVectors], parts: int, seed: int, block: int = 1024) -> None:
         self._train, self._block = train, block
-        parts = max(2, min(parts, len(train)))
+        parts = max(1, min(parts, len(train)))
         self._part = np.random.default_rng(seed).permutation(len(train)) % parts  # (N,)
         moments: dict[int, Moments] = {}
         for rows, articles in self._blocks():
@@ -114,7 +114,8 @@ class CrossFit:
 
     def starts(self, penalty: float) -> Floats:
         """Each article's ridge guess, from the parts it is not in, (N, D)."""
-        maps = {k: (self.whole - m).solve(penalty) for k, m in self._moments.items()}
+        others = {k: self.whole - m if len(self._moments) > 1 else m for k, m in self._moments.items()}
+        maps = {k: m.solve(penalty) for k, m in others.items()}
         guesses = np.zeros((len(self._train), len(self.whole.y)), dtype=np.float32)
         for rows, articles in self._blocks():
             x = article_matrix(articles)
