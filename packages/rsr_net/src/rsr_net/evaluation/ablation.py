@@ -1,0 +1,152 @@
+"""What each part of the recipe is worth: the folds with one thing changed at a time, and the seed's own recipe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from latentlab_shared.files import read_json, write_json
+from rsr_net.config import ModelConfig, RsrConfig, TrainConfig
+from rsr_net.data.types import Floats
+from rsr_net.evaluation.folds import (
+    FULL,
+    OVER,
+    SHORT,
+    Fold,
+    Log,
+    Part,
+    follow,
+    load_fold,
+    read_part,
+    train_on,
+    with_seed,
+)
+from rsr_net.evaluation.tables import pooled
+from rsr_net.evaluation.vectors import r2, r2_difference, score_vectors
+from rsr_net.training import fit_recursion
+from rsr_net.training.ridge import target_matrix
+from rsr_net.training.seed import predict_recursion
+
+Doubles = NDArray[np.float64]
+
+# One change each: of the model's settings, of the training's.
+CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "recipe": ({}, {}),
+    "one step, straight to its target": ({"steps": 1, "step_size": 1.0}, {"gradient_steps": 1}),
+    "three steps, all with gradient": ({"steps": 3}, {"gradient_steps": 3}),
+    "gradient through all eight steps": ({}, {"gradient_steps": 8}),
+    "starts that have seen their target": ({}, {"cross_fits": 1}),
+    "latent memory of one number": ({"latent_dim": 1}, {}),
+    "latent memory of 256 numbers": ({"latent_dim": 256}, {}),
+    "one head": ({"heads": 1}, {}),
+    "eight heads": ({"heads": 8}, {}),
+    "scoring network of 128": ({"hidden_dim": 128}, {}),
+    "no hidden sentences": ({}, {"sentence_dropout": 0.0}),
+    "last weights instead of averaged": ({}, {"ema_decay": 0.0}),
+    "with a retrieval loss": ({}, {"contrastive_weight": 0.02}),
+}
+FULL_ONLY = "without the short articles"
+SEED = "the seed's recipe, as written"
+SEED_MENDED = "the seed's network, layer norm, no confidence loss"
+SEED_EPOCHS = 20  # as in its notebook
+
+
+def run_ablation(
+    data_dir: Path,
+    work_dir: Path,
+    *,
+    encoder: str = "lsa",
+    seed: int = 0,
+    folds: int = 5,
+    limit: int | None = None,
+    log: Log = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Train every variant on every fold, or go on with it; see ``folds.run_folds`` for the arguments.
+
+    Returns:
+        Rows with R² at the last step, at three times the depth, centred R@1, and the difference in R² to the recipe
+        with its paired interval over articles.
+    """
+    full = list(chain.from_iterable(read_part(data_dir / name) for name in FULL))[:limit]
+    short = read_part(data_dir / SHORT)[: None if limit is None else 3 * limit]
+    done: dict[str, list[dict[str, Any]]] = {}
+    for number in range(folds):
+        path = work_dir / f"ablation-{encoder.replace('/', '-')}-{limit}-{folds}-{number}-{seed}.json"
+        found: dict[str, dict[str, Any]] = read_json(path) if path.is_file() else {}
+        missing = [name for name in (*CHANGES, FULL_ONLY, SEED, SEED_MENDED) if name not in found]
+        if missing:
+            fold = load_fold(full, short, number, folds, encoder, work_dir, log)
+            for name in missing:
+                found[name] = {"seed": seed, **_variant(fold, name, seed, len(short))}
+                write_json(path, found)
+                log(f"fold {number + 1} of {folds}: {name}")
+        for name, one in found.items():
+            done.setdefault(name, []).append(one)
+    return [_row(name, done) for name in done]
+
+
+def _variant(fold: Fold, name: str, seed: int, short: int) -> dict[str, Any]:
+    """One variant on one fold: per article, the errors at the last step and at three times the depth, and the hits."""
+    target = target_matrix(fold.test.vectors).astype(np.float64)
+    if name in (SEED, SEED_MENDED):
+        y, far, center = _seed_network(fold, name == SEED_MENDED, seed)
+    else:
+        model, train = CHANGES.get(name, ({}, {}))
+        base = with_seed(RsrConfig.default("rsr"), target.shape[1], seed)
+        config = replace(base, model=replace(base.model, **model), train=replace(base.train, **train))
+        if name == FULL_ONLY:
+            kept = len(fold.train.vectors) - short
+            fold = replace(fold, train=Part(fold.train.examples[:kept], fold.train.vectors[:kept]))
+        refiner = train_on(fold, config, selector=False)
+        states, _ = follow(refiner, fold.test, OVER * config.model.steps)
+        y, far, center = states[config.model.steps], states[-1], refiner.center.numpy()
+    scores = score_vectors(y, target, center.astype(np.float64), target[:0])
+    return {
+        "ids": [e.id for e in fold.test.examples],
+        "error": scores.error.tolist(),
+        "error_far": ((far - target) ** 2).sum(1).tolist(),
+        "spread": scores.spread.tolist(),
+        "cosine": scores.cosine.tolist(),
+        "hit_centred": scores.hit_centred.tolist(),
+    }
+
+
+def _seed_network(fold: Fold, mended: bool, seed: int) -> tuple[Floats, Floats, Floats]:
+    """Predictions of the seed's network after its three segments and after nine, and the training targets' mean."""
+    x, y = (torch.from_numpy(m) for m in _documents_and_targets(fold.train))
+    model = ModelConfig(input_dim=x.shape[1], norm="layer" if mended else "batch")
+    train = TrainConfig(epochs=SEED_EPOCHS, seed=seed, aux_weight=0.0 if mended else 0.1)
+    net = fit_recursion(x, y, RsrConfig("seed", model, train))
+    given = torch.from_numpy(_documents_and_targets(fold.test)[0])
+    near, far = (predict_recursion(net, given, segments=segments)[0].numpy() for segments in (3, 3 * OVER))
+    center: Floats = y.mean(0).numpy()
+    return near, far, center
+
+
+def _documents_and_targets(part: Part) -> tuple[Floats, Floats]:
+    return np.stack([v.doc for v in part.vectors]), target_matrix(part.vectors)
+
+
+def _row(name: str, done: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    mine, recipe = done[name], done["recipe"]
+    error, spread = pooled(mine, "error"), pooled(mine, "spread")
+    metrics = {
+        "r2": r2(error, spread),
+        "r2_3x_depth": r2(pooled(mine, "error_far"), spread),
+        "cosine": float(pooled(mine, "cosine").mean()),
+        "r@1_centred": float(pooled(mine, "hit_centred").mean()),
+    }
+    if name == "recipe":
+        return {"name": name, "metrics": metrics, "interval": {}}
+    change = r2_difference(error, pooled(recipe, "error"), pooled(recipe, "spread"))
+    return {
+        "name": name,
+        "metrics": {**metrics, "r2_change": change.estimate},
+        "interval": {"r2_change": [change.low, change.high]},
+    }
