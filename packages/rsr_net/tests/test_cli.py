@@ -252,12 +252,11 @@ def test_ctrl_c_is_exit_130_and_resume_gives_the_uninterrupted_model(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     metrics = tmp_path / "stopped" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text().count("\n") >= 5):
-        assert time.monotonic() < deadline and process.poll() is None
+        assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate()
     assert process.returncode == 130 and "Traceback" not in err and out == ""
     assert err.splitlines()[-1] == "interrupted: go on with rsr-net train --resume stopped"
     assert not (tmp_path / "stopped" / "model").exists()

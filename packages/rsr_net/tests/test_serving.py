@@ -171,7 +171,7 @@ def test_the_page_in_chromium(server, tmp_path):
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("request", lambda request: None if request.url.startswith(server[1]) else foreign.append(request.url))
         page.goto(server[1] + "/")
-        page.wait_for_function("document.querySelectorAll('#mode option').length == 2")
+        page.locator("#mode option").nth(1).wait_for(state="attached")
         assert page.text_content("#model") == "encoder tiny"
 
         page.click("#go")
@@ -195,7 +195,7 @@ def test_the_page_in_chromium(server, tmp_path):
         page.fill("#text", "One <b>bold</b> thing. <img src=x onerror=alert(1)> Two things happened.")
         page.select_option("#mode", "extract")
         page.click("#go")
-        page.wait_for_function("document.querySelector('#article').textContent.includes('<b>bold</b>')")
+        page.locator("#article", has_text="<b>bold</b>").wait_for()
         assert page.locator("#article img, #article b").count() == 0  # text stays text
 
         page.click("#edit")
