@@ -23,7 +23,9 @@ IMPORT_ALL = (
 
 
 def sh(*command: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    kept = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH", "UV_PROJECT_ENVIRONMENT")}
+    # `uv run` and make leave their own marks (UV, MAKEFLAGS, ...), which a fresh shell would not have.
+    ours = ("VIRTUAL_ENV", "PYTHONPATH", "UV", "UV_PROJECT_ENVIRONMENT", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    kept = {k: v for k, v in os.environ.items() if k not in ours}
     done = subprocess.run(command, cwd=cwd, env={**kept, **env}, capture_output=True, text=True, timeout=1400)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done
