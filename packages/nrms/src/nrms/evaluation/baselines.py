@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from nrms.data.log import ClickLog
 from nrms.data.types import TokenTable
+from nrms.model.modules.encoder import NewsEncoder
 from nrms.model.nrms import NRMS
 from nrms.model.scoring import dot_products
 from nrms.model.transformer import TransformerNewsEncoder
@@ -81,7 +82,8 @@ def title_vectors(model: NRMS, titles: TokenTable) -> Tensor:
         if isinstance(encoder, TransformerNewsEncoder):
             vectors = encoder.features(tokens, length)
         else:
-            words: Tensor = encoder.embedding(tokens)
+            assert isinstance(encoder, NewsEncoder)
+            words = encoder.embedding(tokens)
             vectors = (words * (torch.arange(width, device=model.device) < length[:, None])[..., None]).sum(1)
         parts.append(F.normalize(vectors.float(), dim=1).cpu())
     return torch.cat(parts)
