@@ -1,14 +1,53 @@
-"""Every number the system can be given, in three frozen dataclasses. Their defaults are the seed's."""
+"""Every number the system can be given, in three frozen dataclasses. Their defaults are the seed's.
+
+A number out of its range is refused when the object is made, by its key: ``model.heads: must be at least 1, not 0``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+from latentlab_shared.config import from_dict
 from latentlab_shared.errors import UserError
+
+Rule = tuple[str, Callable[[float], bool]]  # what a number has to be, in words and as a test
+_COUNT: Rule = ("at least 1", lambda v: v >= 1)
+_NOT_NEGATIVE: Rule = ("at least 0", lambda v: v >= 0)
+_POSITIVE: Rule = ("above 0", lambda v: v > 0)
+_SHARE: Rule = ("in [0, 1]", lambda v: 0 <= v <= 1)
+_LESS_THAN_ALL: Rule = ("in [0, 1)", lambda v: 0 <= v < 1)
+_MORE_THAN_NONE: Rule = ("in (0, 1]", lambda v: 0 < v <= 1)
+_MODEL_RULES = {
+    **dict.fromkeys(("input_dim", "hidden_dim", "latent_dim", "n", "T", "heads", "steps"), _COUNT),
+    "step_size": _MORE_THAN_NONE,
+    "dropout": _LESS_THAN_ALL,
+    "latent_dropout": _LESS_THAN_ALL,
+}
+_TRAIN_RULES = {
+    **dict.fromkeys(("batch_size", "n_supervision", "gradient_steps", "patience", "cross_fits"), _COUNT),
+    **dict.fromkeys(("epochs", "seed", "aux_weight", "weight_decay", "contrastive_weight"), _NOT_NEGATIVE),
+    **dict.fromkeys(("learning_rate", "clip", "stop_confidence", "ridge"), _POSITIVE),
+    "ema_decay": _SHARE,
+    "sentence_dropout": _LESS_THAN_ALL,
+}
+
+
+def _check(config: object, group: str, rules: Mapping[str, Rule]) -> None:
+    """Refuse numbers out of range, NaN and infinity too; an empty list is as wrong as a wrong number in it."""
+    for name, (wanted, holds) in rules.items():
+        value = getattr(config, name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not numbers or not all(math.isfinite(number) and holds(number) for number in numbers):
+            default = getattr(type(config), name)
+            example = list(default) if isinstance(default, tuple) else default
+            shown = list(value) if isinstance(value, tuple) else value
+            raise UserError(
+                f"must be {wanted}, not {shown}", f"{group}.{name}", f"For example: --set '{group}.{name}={example}'"
+            )
 
 
 @dataclass(frozen=True)
@@ -42,6 +81,9 @@ class ModelConfig:
     step_size: float = 0.7
     dropout: float = 0.1
     latent_dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check(self, "model", _MODEL_RULES)
 
 
 @dataclass(frozen=True)
@@ -86,6 +128,9 @@ class TrainConfig:
     ridge: tuple[float, ...] = (0.03, 0.1, 0.2, 0.4, 0.8, 2.0)
     cross_fits: int = 8
 
+    def __post_init__(self) -> None:
+        _check(self, "train", _TRAIN_RULES)
+
 
 @dataclass(frozen=True)
 class RsrConfig:
@@ -118,39 +163,6 @@ class RsrConfig:
         """Read what ``to_dict`` wrote, or any part of it.
 
         Raises:
-            UserError: for a key or a value that is not known; it names the key and the nearest valid one.
+            UserError: for a key that is not known, naming the nearest one, and for a value of another type or range.
         """
-        return _build(cls, values, "")
-
-
-_T = TypeVar("_T")
-
-
-def _build(kind: type[_T], values: Any, prefix: str) -> _T:
-    """A dataclass from plain values, each checked against its annotation."""
-    if not isinstance(values, Mapping):
-        raise UserError(f"{values!r} is not a group of settings", where=prefix.rstrip(".") or "configuration")
-    hints = get_type_hints(kind)
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), list(hints), n=1, cutoff=0.0)
-            raise UserError("unknown setting", where=f"{prefix}{key}", fix=f"Did you mean {prefix}{near[0]}?")
-        found[key] = _convert(hints[key], value, f"{prefix}{key}")
-    return kind(**found)
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _build(hint, value, f"{where}.")
-    if get_origin(hint) is Literal:
-        if value in get_args(hint):
-            return value
-        raise UserError(f"{value!r} is not a choice", where=where, fix=f"Use one of: {', '.join(get_args(hint))}.")
-    if get_origin(hint) is tuple and isinstance(value, (list, tuple)):
-        return tuple(_convert(get_args(hint)[0], item, where) for item in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise UserError(f"{value!r} is not of type {getattr(hint, '__name__', hint)}", where=where)
+        return from_dict(cls, values)
