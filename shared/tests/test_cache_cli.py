@@ -198,10 +198,13 @@ def test_bench_prints_one_object_and_writes_the_table(tmp_path):
     assert {r["name"]: r["target"] for r in found["results"] if r["target"]} == {
         "write_wall_speedup": ">=5",
         "read_cold_wall_speedup": ">=2",
+        "write_wall_speedup_plain": ">=5",
+        "read_cold_wall_speedup_plain": ">=2",
         "scan_cold_wall_slowdown": "<=2.5",
         "scan_warm_wall_slowdown": "<=2.5",
     }
     table = json.loads(output.read_text())
-    assert [row["name"] for row in table["rows"]] == ["latentlab", "lmdb", "sqlite", "files", "arrow", "memmap"]
+    stores = ["latentlab", "lmdb", "sqlite", "lmdb, plain", "sqlite, plain", "files", "arrow", "memmap"]
+    assert [row["name"] for row in table["rows"]] == stores
     assert {"command", "data", "commit", "date", "machine", "seeds", "rows"} <= set(table)
     assert [path.name for path in tmp_path.iterdir()] == ["cache.json"]

@@ -191,6 +191,26 @@ def test_wrong_settings_are_one_line_and_write_nothing(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.jsonl.gz", "c.yaml"]
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "model.heads=0",
+        "model.steps=-1",
+        "model.dropout=1.5",
+        "model.step_size=5",
+        "train.batch_size=0",
+        "train.ridge=[]",
+        "train.gradient_steps=0",
+        "train.epochs=-1",
+        "train.learning_rate=0.0",
+    ],
+)
+def test_a_setting_out_of_range_is_one_line_and_nothing_is_written(setting, tmp_path):
+    line = one_line(rsr("train", "-q", "--limit", 20, "--set", setting, cwd=tmp_path, code=2))
+    assert f"{setting.partition('=')[0]}: must be" in line and "--set" in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_skip_bad_counts_and_goes_on(tmp_path):
     rows = [
         json.dumps({"id": str(e.id), "article": e.article, "highlights": list(e.highlights)}) for e in generate(150)

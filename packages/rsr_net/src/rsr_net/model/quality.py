@@ -51,7 +51,7 @@ def quality_signs(batch: Batch, y: Tensor, center: Tensor, attention: Tensor) ->
     Its cosines with the lead, with the nearest, the second and the mean of the six nearest sentences, and with what the
     last step read; the cosine of document and lead.
     """
-    near = (batch.sentences @ F.normalize(y, dim=-1)[..., None]).squeeze(-1)  # (B, S)
+    near = (F.normalize(batch.sentences, dim=-1) @ F.normalize(y, dim=-1)[..., None]).squeeze(-1)  # (B, S)
     near = near.masked_fill(~batch.mask, 0.0).clamp_min(0.0)
     nearest = F.pad(near, (0, _NEAREST)).topk(_NEAREST, dim=-1).values  # (B, 6); absent sentences count as 0
     if len(attention):

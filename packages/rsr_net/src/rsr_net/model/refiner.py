@@ -105,7 +105,8 @@ class Refiner(nn.Module):
             y: the state, (B, D).
             fixed: the vectors that no step changes, (B, FIXED, D).
         """
-        near = batch.sentences @ F.normalize(torch.cat([y[:, None], fixed], 1), dim=-1).mT  # (B, S, 1 + FIXED)
+        around = F.normalize(torch.cat([y[:, None], fixed], 1), dim=-1)  # (B, 1 + FIXED, D)
+        near = F.normalize(batch.sentences, dim=-1) @ around.mT  # (B, S, 1 + FIXED)
         return torch.cat([near, _places(batch.mask, y.dtype)], dim=-1)
 
     def step_map(self, batch: Batch, y0: Tensor, seen: list[Tensor] | None = None) -> StepMap:
@@ -118,12 +119,12 @@ class Refiner(nn.Module):
         """
         fixed = torch.cat([y0[:, None], article_vectors(batch)], 1)  # (B, FIXED, D)
         still = (self.features(batch, y0, fixed) - self.feature_mean) / self.feature_std  # (B, S, F)
+        unit = F.normalize(batch.sentences, dim=-1)  # (B, S, D): encoders differ in the lengths they give
 
         def step(y: Tensor, rows: Tensor | None = None) -> Tensor:
-            sentences, mask, other, kept = batch.sentences, batch.mask, still[..., 1:], fixed
-            if rows is not None:
-                sentences, mask, other, kept = sentences[rows], mask[rows], other[rows], kept[rows]
-            near = sentences @ F.normalize(y, dim=-1)[..., None]  # (A, S, 1)
+            given = (batch.sentences, unit, batch.mask, still[..., 1:], fixed)
+            sentences, directions, mask, other, kept = given if rows is None else (part[rows] for part in given)
+            near = directions @ F.normalize(y, dim=-1)[..., None]  # (A, S, 1)
             features = torch.cat([(near - self.feature_mean[0]) / self.feature_std[0], other], dim=-1)
             scores = self.sharpness * near + self.linear(features) + self.scorer(features)  # (A, S, heads)
             weights = scores.masked_fill(~mask[..., None], float("-inf")).softmax(1)

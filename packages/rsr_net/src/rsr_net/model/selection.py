@@ -13,6 +13,7 @@ from rsr_net.data.types import Batch
 CANDIDATES = 8  # sentences that may enter a set: their subsets are tried one and all
 SENTENCE_SIGNS = 17
 SET_SIGNS = 12
+_SAME = 1e-5  # squared distance of two directions: above rounding, below any change of a word
 
 
 class SentenceSelector(nn.Module):
@@ -82,14 +83,14 @@ class SentenceSelector(nn.Module):
         if not 1 <= max_sentences <= CANDIDATES:
             raise ValueError(f"max_sentences={max_sentences} is not between 1 and {CANDIDATES}")
         signs = sentence_signs(batch, y, y0, read, words)
-        near = signs[..., 0].masked_fill(~batch.mask, float("-inf"))
+        allowed = batch.mask & ~repeats(batch)
         fitted = bool(self.fitted)
-        scores = self.score_sentences(signs, batch.mask) if fitted else near
+        scores = self.score_sentences(signs, allowed) if fitted else signs[..., 0].masked_fill(~allowed, float("-inf"))
         best = best_sentences(scores)  # (B, M)
         sets = candidate_sets(best.shape[1], max_sentences).to(y.device)  # (C, M)
         about = set_signs(batch, y, words, best, sets)
         values = self.score_sets(about, finite(scores.gather(1, best)), sets) if fitted else about[..., 0]
-        real = batch.mask.gather(1, best)  # (B, M): short articles have fewer candidates
+        real = allowed.gather(1, best)  # (B, M): short articles have fewer candidates
         impossible = (sets[None] & ~real[:, None]).any(-1)  # (B, C)
         winner = values.masked_fill(impossible, float("-inf")).argmax(-1)  # (B,)
         return [tuple(sorted(best[row][sets[k]].tolist())) for row, k in enumerate(winner.tolist())]
@@ -114,15 +115,25 @@ def candidate_sets(count: int, largest: int) -> Tensor:
     return members
 
 
+def repeats(batch: Batch) -> Tensor:
+    """Sentences that say what an earlier one of their article says, word for word or nearly so, (B, S) bool."""
+    unit = F.normalize(batch.sentences, dim=-1)  # (B, S, D); a sentence without known words stays zero
+    sizes = (unit**2).sum(-1)  # (B, S)
+    apart = sizes[:, :, None] + sizes[:, None] - 2 * (unit @ unit.mT)  # (B, S, S), squared distances
+    same: Tensor = (apart < _SAME).tril(-1).any(-1)
+    return same
+
+
 def sentence_signs(batch: Batch, y: Tensor, y0: Tensor, read: Tensor, words: Tensor) -> Tensor:
     """What a sentence's score is made of, (B, S, SENTENCE_SIGNS); see ``SentenceSelector.choose`` for the arguments."""
     sentences, mask = batch.sentences, batch.mask
     count = mask.sum(1, keepdim=True)  # (B, 1)
     mean = (sentences * mask[..., None]).sum(1) / count
     around = torch.stack([y, y0, batch.doc, batch.lead, mean], dim=-1)  # (B, D, 5)
-    near = sentences @ F.normalize(around, dim=1)  # (B, S, 5)
+    unit = F.normalize(sentences, dim=-1)
+    near = unit @ F.normalize(around, dim=1)  # (B, S, 5)
     to_y = near[..., 0].masked_fill(~mask, -1.0)
-    similar = (sentences @ sentences.mT).masked_fill(~mask[:, None], 0.0)  # (B, S, S)
+    similar = (unit @ unit.mT).masked_fill(~mask[:, None], 0.0)  # (B, S, S)
     similar = similar * (1 - torch.eye(similar.shape[1], device=y.device))
     place = torch.arange(mask.shape[1], device=y.device).expand(mask.shape)  # (B, S)
     rank = to_y.argsort(-1, descending=True).argsort(-1)
@@ -162,8 +173,9 @@ def set_signs(batch: Batch, y: Tensor, words: Tensor, best: Tensor, sets: Tensor
     direction = F.normalize(y, dim=-1)
     sums = inside @ vectors  # (B, C, D)
     close = (F.normalize(sums, dim=-1) @ direction[..., None]).squeeze(-1)  # (B, C)
-    own = (vectors @ direction[..., None]).squeeze(-1)  # (B, M)
-    gram = vectors @ vectors.mT  # (B, M, M)
+    unit = F.normalize(vectors, dim=-1)
+    own = (unit @ direction[..., None]).squeeze(-1)  # (B, M)
+    gram = unit @ unit.mT  # (B, M, M)
     pair = inside[:, :, None] * inside[:, None, :] * (1 - torch.eye(inside.shape[1], device=y.device))  # (C, M, M)
     repeated = (gram[:, None] * pair).flatten(2)  # (B, C, M * M)
     place = best.to(y.dtype)  # (B, M)
