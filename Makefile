@@ -82,6 +82,7 @@ bench: install ## Run every benchmark; one JSON object each, below runs/bench/
 	@mkdir -p runs/bench
 	$(RUN) latentlab-cache bench --json > runs/bench/cache.json
 	$(RUN) rsr-net bench --json > runs/bench/rsr_net.json
+	$(RUN) nrms bench --json > runs/bench/nrms.json
 
 train-rsr: install ## Train rsr_net (PROFILE=sample: under a minute; PROFILE=full: CNN/DailyMail and BART-base)
 	$(RUN) rsr-net train --profile $(PROFILE) $(ARGS)
@@ -91,6 +92,15 @@ eval-rsr: install ## Evaluate the model that train-rsr wrote
 
 serve-rsr: install ## Serve the model that train-rsr wrote, with its page, on loopback
 	$(RUN) rsr-net serve --model runs/rsr_net/$(PROFILE) $(ARGS)
+
+train-nrms: install ## Train nrms (PROFILE=sample: under two minutes; PROFILE=full: the paper's sizes, ARGS="--data MIND")
+	$(RUN) nrms train --profile $(PROFILE) $(ARGS)
+
+eval-nrms: install ## Evaluate the model that train-nrms wrote
+	$(RUN) nrms evaluate --model runs/nrms/$(PROFILE) $(ARGS)
+
+serve-nrms: install ## Serve the model that train-nrms wrote, with its page, on loopback
+	$(RUN) nrms serve --model runs/nrms/$(PROFILE) $(ARGS)
 
 clean: ## Remove everything that is generated (runs/ stays)
 	rm -rf .venv .uv uv.lock dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache site
