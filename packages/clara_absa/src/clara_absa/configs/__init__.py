@@ -1,0 +1,18 @@
+"""Every number and every type of the system."""
+
+from clara_absa.configs.base_config import ClaraConfig, LoraSettings, LossConfig, MemoryConfig, TrainConfig
+from clara_absa.configs.schema import POLARITIES, Aspect, AspectSentimentResult, Example, Polarity, Task
+
+__all__ = [
+    "POLARITIES",
+    "Aspect",
+    "AspectSentimentResult",
+    "ClaraConfig",
+    "Example",
+    "LoraSettings",
+    "LossConfig",
+    "MemoryConfig",
+    "Polarity",
+    "Task",
+    "TrainConfig",
+]

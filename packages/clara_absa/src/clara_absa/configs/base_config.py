@@ -1,0 +1,290 @@
+"""Every number of a run, in frozen dataclasses. Defaults are the seed's; ``ClaraConfig.default`` has the profiles.
+
+A number out of its range is refused when the object is made, by its key: ``memory.tokens: must be at least 1, not 0``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from latentlab_shared.config import from_dict
+from latentlab_shared.errors import UserError
+
+PHI = "microsoft/Phi-3.5-mini-instruct"
+
+Rule = tuple[str, Callable[[float], bool]]  # what a number has to be, in words and as a test
+_COUNT: Rule = ("at least 1", lambda v: v >= 1)
+_NOT_NEGATIVE: Rule = ("at least 0", lambda v: v >= 0)
+_POSITIVE: Rule = ("above 0", lambda v: v > 0)
+_SHARE: Rule = ("in [0, 1]", lambda v: 0 <= v <= 1)
+_LESS_THAN_ALL: Rule = ("in [0, 1)", lambda v: 0 <= v < 1)
+
+
+def _check(config: object, group: str, rules: Mapping[str, Rule]) -> None:
+    """Refuse numbers out of range, NaN and infinity too."""
+    for name, (wanted, holds) in rules.items():
+        value = getattr(config, name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(math.isfinite(number) and holds(number) for number in numbers):
+            shown = list(value) if isinstance(value, tuple) else value
+            default = getattr(type(config), name)
+            example = list(default) if isinstance(default, tuple) else default
+            raise UserError(
+                f"must be {wanted}, not {shown}", f"{group}.{name}", f"For example: --set '{group}.{name}={example}'"
+            )
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """What the decoder reads instead of the text.
+
+    Attributes:
+        tokens: k, memory vectors per text; with ``sizes`` or ``ratio`` the most there can be.
+        sizes: nested memories: each training step draws one of these k, so that one model serves them all.
+        ratio: text tokens per memory vector: k = ceil(tokens of the text / ratio), at most ``tokens``; None for a
+            fixed k.
+        reader: who compresses: "decoder" is the backbone itself (the seed's way), "encoder" a light pretrained
+            encoder, "none" nobody: the decoder reads the text (the baseline without compression).
+        encoder: of ``reader=encoder``: "minilm", a hub id or a folder.
+        depth: of ``reader=encoder``: layers with which the memory queries read the encoder.
+        attention: whether text tokens see later ones while they are compressed: "causal", or "both" ways.
+        max_text_tokens: longer texts are cut; the seed's padded length.
+    """
+
+    tokens: int = 8
+    sizes: tuple[int, ...] = ()
+    ratio: float | None = None
+    reader: Literal["decoder", "encoder", "none"] = "decoder"
+    encoder: str = "minilm"
+    depth: int = 2
+    attention: Literal["causal", "both"] = "causal"
+    max_text_tokens: int = 246
+
+    def __post_init__(self) -> None:
+        _check(
+            self, "memory", {"tokens": _COUNT, "sizes": _COUNT, "depth": _COUNT, "max_text_tokens": ("at least 8", _8)}
+        )
+        if self.ratio is not None:
+            _check(self, "memory", {"ratio": ("at least 1", lambda v: v >= 1)})
+        if self.sizes and max(self.sizes) != self.tokens:
+            raise UserError(
+                f"the largest must be memory.tokens={self.tokens}, not {max(self.sizes)}",
+                "memory.sizes",
+                f"For example: --set memory.tokens={max(self.sizes)}",
+            )
+        if self.sizes and self.ratio is not None:
+            raise UserError("nested sizes and a ratio exclude each other", "memory.sizes", "Leave one of them out")
+
+
+def _8(value: float) -> bool:
+    return value >= 8
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The adapter on the backbone.
+
+    Attributes:
+        rank: r; 0 trains the backbone's own weights, without an adapter.
+        alpha: scale, as in LoRA's alpha / r.
+        dropout: in [0, 1).
+        targets: names of the linear modules to adapt; empty for all linear modules of the layers that really exist.
+            A name that matches nothing is an error: Phi-3 has no ``q_proj``, and an adapter of the seed's names
+            adapted ``o_proj`` alone.
+        roles: "shared", one adapter for compressing and answering (the seed's), or "split", one for each.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.05
+    targets: tuple[str, ...] = ()
+    roles: Literal["shared", "split"] = "shared"
+
+    def __post_init__(self) -> None:
+        _check(self, "lora", {"rank": _NOT_NEGATIVE, "alpha": _POSITIVE, "dropout": _LESS_THAN_ALL})
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """``alpha * reconstruction + beta * (extraction + classification) + gamma * alignment``.
+
+    Attributes:
+        schedule: how alpha and beta move from their first to their second value while training.
+        alpha: of the reconstruction, at the start and at the end.
+        beta: of extraction and classification, at the start and at the end.
+        gamma: of the alignment.
+        staged_at: share of training before a "staged" schedule changes from the first values to the second.
+        alignment: what the mean memory vector is drawn to: "hidden", the mean last state of the text (CLaRa), or
+            "embedding", the mean of its input embeddings (the seed).
+        rec_share: chance that a sentence is also reconstructed in an epoch.
+        ext_share: chance that its aspects are also listed.
+        distill: weight of the KL divergence from a teacher that reads the text; needs ``--teacher``.
+        label_smoothing: of the polarity answers, spread over all tokens.
+    """
+
+    schedule: Literal["constant", "linear", "cosine", "staged", "uncertainty"] = "linear"
+    alpha: tuple[float, float] = (1.0, 0.2)
+    beta: tuple[float, float] = (0.1, 1.0)
+    gamma: float = 0.1
+    staged_at: float = 0.3
+    alignment: Literal["hidden", "embedding"] = "hidden"
+    rec_share: float = 1.0
+    ext_share: float = 1.0
+    distill: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            "loss",
+            {
+                **dict.fromkeys(("alpha", "beta", "gamma", "distill"), _NOT_NEGATIVE),
+                **dict.fromkeys(("staged_at", "rec_share", "ext_share"), _SHARE),
+                "label_smoothing": _LESS_THAN_ALL,
+            },
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        epochs: passes over the sentences.
+        batch_size: sentences per update, over all processes and accumulated parts.
+        accumulate: parts a batch is computed in; more parts need less memory and change no result beyond rounding.
+        learning_rate: AdamW's, at its highest.
+        encoder_learning_rate: of a pretrained light encoder.
+        warmup: share of the updates in which the learning rate rises; it falls along a cosine after that.
+        weight_decay: AdamW's.
+        clip: largest gradient norm.
+        row_tokens: length of a packed row; texts are laid side by side in rows of at most so many tokens.
+        precision: "fp32", or "bf16" for autocast.
+        checkpointing: recompute activations in the backward pass.
+        checkpoint_every: updates between checkpoints; one is also written after each epoch.
+        seed: of every random number.
+    """
+
+    epochs: int = 5
+    batch_size: int = 8
+    accumulate: int = 1
+    learning_rate: float = 1e-4
+    encoder_learning_rate: float = 1e-4
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    row_tokens: int = 256
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpointing: bool = False
+    checkpoint_every: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = ("epochs", "batch_size", "accumulate", "row_tokens", "checkpoint_every")
+        _check(
+            self,
+            "train",
+            {
+                **dict.fromkeys(counts, _COUNT),
+                **dict.fromkeys(("learning_rate", "encoder_learning_rate", "clip"), _POSITIVE),
+                "weight_decay": _NOT_NEGATIVE,
+                "warmup": _SHARE,
+                "seed": _NOT_NEGATIVE,
+            },
+        )
+        if self.accumulate > self.batch_size:
+            raise UserError(
+                f"{self.batch_size} sentences cannot be parted in {self.accumulate}",
+                "train.accumulate",
+                "Make train.batch_size larger",
+            )
+
+
+@dataclass(frozen=True)
+class ClaraConfig:
+    """One model and how it is trained.
+
+    Attributes:
+        recipe: "clara" packs and encodes each sentence once; "seed" pads, and encodes once per task, as the seed does.
+        backbone: "tiny" (made here, with its own vocabulary), a hub id, or a folder with a causal model.
+        memory: what the decoder reads.
+        lora: the adapter.
+        loss: the losses and their schedule.
+        train: how to train.
+    """
+
+    recipe: Literal["clara", "seed"] = "clara"
+    backbone: str = PHI
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if self.recipe == "seed" and self.memory.reader != "decoder":
+            raise UserError(
+                "the seed's recipe compresses with the decoder", "memory.reader", "Use memory.reader=decoder"
+            )
+
+    @classmethod
+    def default(cls, profile: str = "phi") -> ClaraConfig:
+        """The settings of a profile.
+
+        Args:
+            profile: "phi" is the seed's numbers on Phi-3.5; "sample" trains the embedded backbone on generated text;
+                "scratch" a small backbone on real text; "light" puts a pretrained encoder before a small decoder.
+
+        Raises:
+            UserError: for another name.
+        """
+        if profile not in PROFILES:
+            raise UserError(f"{profile!r} is not a profile", "--profile", f"Use one of: {', '.join(PROFILES)}")
+        return PROFILES[profile]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ClaraConfig:
+        """Read what ``to_dict`` wrote, or any part of it.
+
+        Raises:
+            UserError: for a key that is not known, naming the nearest one, and for a value of another type or range.
+        """
+        return from_dict(cls, values)
+
+
+_FULL = LoraSettings(rank=0)
+# Measured on the generated and the real text: a backbone without a pretraining needs its losses together.
+_TOGETHER = LossConfig(schedule="constant", alpha=(0.3, 0.3), beta=(1.0, 1.0), gamma=0.0, rec_share=0.5, ext_share=0.5)
+PROFILES = {
+    "phi": ClaraConfig(train=TrainConfig(precision="bf16", checkpointing=True, row_tokens=2048)),
+    "sample": ClaraConfig(
+        backbone="tiny",
+        memory=MemoryConfig(tokens=8, attention="both"),
+        lora=_FULL,
+        loss=_TOGETHER,
+        train=TrainConfig(epochs=8, batch_size=32, learning_rate=2e-3),
+    ),
+    "scratch": ClaraConfig(
+        backbone="tiny",
+        memory=MemoryConfig(tokens=8, attention="both"),
+        lora=_FULL,
+        loss=_TOGETHER,
+        train=TrainConfig(epochs=8, batch_size=32, learning_rate=1e-3),
+    ),
+    "light": ClaraConfig(
+        backbone="tiny",
+        memory=MemoryConfig(tokens=8, reader="encoder"),
+        lora=_FULL,
+        loss=LossConfig(
+            schedule="constant", alpha=(0.0, 0.0), beta=(1.0, 1.0), gamma=0.0, rec_share=0.0, ext_share=0.0
+        ),
+        train=TrainConfig(epochs=5, batch_size=32, learning_rate=1e-3, encoder_learning_rate=1e-4),
+    ),
+}

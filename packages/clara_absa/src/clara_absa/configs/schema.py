@@ -1,0 +1,102 @@
+"""What walks through the system: examples with aspects on one side, answers on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal, get_args
+
+Polarity = Literal["positive", "negative", "neutral"]
+POLARITIES: tuple[Polarity, ...] = get_args(Polarity)
+
+
+class Task(StrEnum):
+    """What the decoder is asked; the values are the seed's names."""
+
+    RECONSTRUCTION = "rec"
+    EXTRACTION = "ext"
+    REASONING = "reason"
+
+
+PROMPTS = {
+    Task.RECONSTRUCTION: "Restore text:",
+    Task.EXTRACTION: "List all aspects:",
+    Task.REASONING: "Sentiment of {aspect}?",
+}
+"""The seed's prompts."""
+
+
+@dataclass(frozen=True)
+class Aspect:
+    """Something a sentence speaks about.
+
+    Attributes:
+        term: the aspect term as it stands in the text, or a category.
+        polarity: how the sentence speaks of it; None where it is asked.
+        start: index of its first character in the text, unstripped; None for a category.
+        end: index after its last character; None for a category.
+    """
+
+    term: str
+    polarity: Polarity | None = None
+    start: int | None = None
+    end: int | None = None
+
+    @property
+    def is_category(self) -> bool:
+        """Whether it has no place in the text."""
+        return self.start is None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sentence with its aspects: encoded once, however many are asked.
+
+    Attributes:
+        id: of the sentence: the file's own id, or ``file:number``.
+        text: exactly as in the file; spans count its characters.
+        aspects: in the file's order.
+    """
+
+    id: str
+    text: str
+    aspects: tuple[Aspect, ...]
+
+    def __post_init__(self) -> None:
+        for aspect in self.aspects:
+            if (aspect.start is None) != (aspect.end is None):
+                raise ValueError(f"aspect {aspect.term!r} has half a span")
+            if aspect.start is not None and self.text[aspect.start : aspect.end] != aspect.term:
+                raise ValueError(
+                    f"characters {aspect.start} to {aspect.end} of the text are "
+                    f"{self.text[aspect.start : aspect.end]!r}, not {aspect.term!r}"
+                )
+
+
+@dataclass(frozen=True)
+class AspectSentimentResult:
+    """The answer about one aspect.
+
+    Attributes:
+        aspect: what was asked, or found.
+        polarity: the answer; None when no answer reaches the abstain threshold.
+        confidence: probability of the likeliest answer.
+        probabilities: of the three answers; they sum to 1.
+    """
+
+    aspect: Aspect
+    polarity: Polarity | None
+    confidence: float
+    probabilities: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "aspect": self.aspect.term,
+            "start": self.aspect.start,
+            "end": self.aspect.end,
+            "polarity": self.polarity,
+            "confidence": self.confidence,
+            "probabilities": dict(self.probabilities),
+        }
