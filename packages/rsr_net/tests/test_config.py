@@ -106,8 +106,10 @@ OUT_OF_RANGE = {
     **dict.fromkeys(("input_dim", "hidden_dim", "latent_dim", "n", "T", "heads", "steps"), ((0, -1), "at least 1")),
     **dict.fromkeys(("batch_size", "n_supervision", "gradient_steps", "patience", "cross_fits"), ((0,), "at least 1")),
     **dict.fromkeys(("epochs", "seed"), ((-1,), "at least 0")),
-    **dict.fromkeys(("aux_weight", "weight_decay", "contrastive_weight"), ((-0.1, float("nan")), "at least 0")),
-    **dict.fromkeys(("learning_rate", "clip", "stop_confidence"), ((0.0, -1.0, float("inf")), "above 0")),
+    **dict.fromkeys(
+        ("aux_weight", "stop_confidence", "weight_decay", "contrastive_weight"), ((-0.1, float("nan")), "at least 0")
+    ),
+    **dict.fromkeys(("learning_rate", "clip"), ((0.0, -1.0, float("inf")), "above 0")),
     "ridge": (((), (0.0,), (0.1, -1.0)), "above 0"),
     "ema_decay": ((-0.1, 1.1), "in [0, 1]"),
     "step_size": ((0.0, 5.0, float("nan")), "in (0, 1]"),

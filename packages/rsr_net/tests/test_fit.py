@@ -94,7 +94,7 @@ def test_it_returns_the_best_epoch_in_evaluation_mode():
 
 def test_training_ends_after_the_patience_and_keeps_the_start():
     epochs = []
-    idle = config(epochs=9, learning_rate=0.0, patience=2)
+    idle = config(epochs=9, learning_rate=1e-30, patience=2)
     model = fit(TRAIN, VALID, idle, log=lambda epoch, values: epochs.append(epoch))
     assert epochs == [1, 2]
     batch = Batch.collate(VALID)

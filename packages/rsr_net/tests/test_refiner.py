@@ -20,10 +20,10 @@ CONFIG = ModelConfig(input_dim=D, hidden_dim=8, latent_dim=4, heads=2, steps=5)
 
 
 def article(sentences, seed=0):
-    """Vectors of a made-up article; its sentences are unit vectors."""
+    """Vectors of a made-up article, of any length, as BART's are."""
     draw = np.random.default_rng([seed, sentences])
     vectors = draw.normal(size=(sentences, D)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors *= draw.uniform(0.2, 2, size=(sentences, 1)).astype(np.float32) / D**0.5
     doc, lead, target = draw.normal(size=(3, D)).astype(np.float32)
     return ArticleVectors(f"{seed}/{sentences}", doc, lead, vectors, target)
 
@@ -84,7 +84,7 @@ def step_by_hand(model, one, y, y0):
     heads = len(w["sharpness"])
     scores, sentences = np.zeros((count, heads)), one.sentences.astype(float)
     for j in range(count):
-        near = [sentences[j] @ v / np.linalg.norm(v) for v in (y, *fixed)]
+        near = [sentences[j] @ v / np.linalg.norm(v) / np.linalg.norm(sentences[j]) for v in (y, *fixed)]
         place = [j, math.log1p(j), 1 / (1 + j), j / count, float(j == 0), float(j == 1), math.log(count)]
         f = (np.array(near + place) - w["feature_mean"]) / w["feature_std"]
         hidden = w["scorer.0.weight"] @ f + w["scorer.0.bias"]

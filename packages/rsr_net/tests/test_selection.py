@@ -18,6 +18,7 @@ from rsr_net.model.selection import (
     SentenceSelector,
     best_sentences,
     candidate_sets,
+    repeats,
     sentence_signs,
     set_signs,
 )
@@ -32,8 +33,7 @@ def case(lengths, seed=0):
     draw = np.random.default_rng([seed, *lengths])
     articles = []
     for length in lengths:
-        sentences = draw.normal(size=(length, D))
-        sentences /= np.linalg.norm(sentences, axis=1, keepdims=True)
+        sentences = draw.normal(size=(length, D))  # of any length, as BART's are
         vectors = (sentences.mean(0), sentences[:3].mean(0), sentences)
         articles.append(ArticleVectors("a", *(v.astype(np.float32) for v in vectors)))
     batch = Batch.collate(articles)
@@ -89,7 +89,7 @@ def test_unfitted_it_is_the_nearest_sum_of_all_sets(lengths, largest, seed):
     found = SentenceSelector().choose(*given_, max_sentences=largest)
     for row, length in enumerate(lengths):
         sentences = batch.sentences[row, :length].double().numpy()
-        nearest = sorted(range(length), key=lambda i: -(sentences[i] @ y[row]))[:CANDIDATES]  # noqa: B023
+        nearest = sorted(range(length), key=lambda i: -cosine(sentences[i], y[row]))[:CANDIDATES]  # noqa: B023
         score = {c: cosine(sentences[list(c)].sum(0), y[row]) for c in every_set(sorted(nearest), largest)}
         assert found[row] in score
         assert score[found[row]] == pytest.approx(max(score.values()), abs=1e-5)
@@ -122,10 +122,33 @@ def test_a_sum_of_two_sentences_is_found_among_many():
     assert SentenceSelector().choose(batch, y, y0, read, words) == [(3, 10)]
 
 
-def test_a_repeated_sentence_is_picked_once():
-    batch, _, y0, read, words = case([2])
-    batch.sentences[0, 1] = batch.sentences[0, 0]
-    assert len(SentenceSelector().choose(batch, batch.sentences[:, 0], y0, read, words)[0]) == 1
+@pytest.mark.parametrize("fitted", [False, True])
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(1, 8), st.integers(0, 99))
+def test_a_sentence_that_is_said_again_is_picked_once(fitted, said, largest, seed):
+    """Copies are found whatever their length, zero included; the first one stands for all of them."""
+    given_ = case([len(said)], seed)
+    batch = given_[0]
+    kinds = torch.randn(4, D, generator=torch.Generator().manual_seed(seed))
+    kinds[0] = 0.0
+    batch.sentences[0] = kinds[said] * torch.rand(len(said), 1).add(0.5)
+    assert repeats(batch)[0].tolist() == [kind in said[:i] for i, kind in enumerate(said)]
+    chosen = (awake(seed) if fitted else SentenceSelector()).choose(*given_, max_sentences=largest)[0]
+    assert len({said[i] for i in chosen}) == len(chosen)
+
+
+def test_the_length_of_a_sentences_vector_does_not_make_it_nearer():
+    given_ = case([6], 3)
+    batch, y = given_[0], given_[1]
+    near, signs = sentence_signs(*given_)[..., 0], sentence_signs(*given_)
+    batch.sentences[0] *= torch.tensor([0.01, 100.0, 3.0, 1.0, 0.5, 7.0])[:, None]
+    torch.testing.assert_close(sentence_signs(*given_)[..., 0], near)
+    columns = [0, 1, 2, 3, 5, 6, 15]  # all but what is measured against the mean sentence
+    torch.testing.assert_close(sentence_signs(*given_)[..., columns], signs[..., columns])
+    batch.sentences[0, 2] = 0.0
+    found = sentence_signs(*given_)
+    assert found.isfinite().all() and found[0, 2, :5].eq(0).all()
+    assert sentence_signs(batch, torch.zeros_like(y), *given_[2:]).isfinite().all()
 
 
 @pytest.mark.parametrize("wrong", [0, -1, CANDIDATES + 1])
@@ -153,11 +176,11 @@ def test_candidates_are_the_best_in_the_articles_order():
 def sentence_signs_by_hand(sentences, doc, lead, y, y0, read, words):
     count = len(sentences)
     around = [y, y0, doc, lead, sentences.mean(0)]
-    near = np.array([[s @ v / np.linalg.norm(v) for v in around] for s in sentences])
+    near = np.array([[cosine(s, v) for v in around] for s in sentences])
     order = sorted(range(count), key=lambda i: -near[i, 0])
     rows = []
     for i, s in enumerate(sentences):
-        others = [s @ t for j, t in enumerate(sentences) if j != i]
+        others = [cosine(s, t) for j, t in enumerate(sentences) if j != i]
         length = math.log(1 + words[i])
         more = [
             near[:, 0].max() - near[i, 0],
@@ -173,9 +196,9 @@ def sentence_signs_by_hand(sentences, doc, lead, y, y0, read, words):
 
 
 def set_signs_by_hand(sentences, y, words, chosen):
-    inside, direction = sentences[list(chosen)], y / np.linalg.norm(y)
-    own = inside @ direction
-    pairs = [a @ b for a, b in combinations(inside, 2)]
+    inside = sentences[list(chosen)]
+    own = np.array([cosine(s, y) for s in inside])
+    pairs = [cosine(a, b) for a, b in combinations(inside, 2)]
     length = words[list(chosen)].sum()
     places = [math.log(1 + i) for i in chosen]
     return np.array(

@@ -29,8 +29,10 @@ _MODEL_RULES = {
 }
 _TRAIN_RULES = {
     **dict.fromkeys(("batch_size", "n_supervision", "gradient_steps", "patience", "cross_fits"), _COUNT),
-    **dict.fromkeys(("epochs", "seed", "aux_weight", "weight_decay", "contrastive_weight"), _NOT_NEGATIVE),
-    **dict.fromkeys(("learning_rate", "clip", "stop_confidence", "ridge"), _POSITIVE),
+    **dict.fromkeys(
+        ("epochs", "seed", "aux_weight", "stop_confidence", "weight_decay", "contrastive_weight"), _NOT_NEGATIVE
+    ),
+    **dict.fromkeys(("learning_rate", "clip", "ridge"), _POSITIVE),
     "ema_decay": _SHARE,
     "sentence_dropout": _LESS_THAN_ALL,
 }

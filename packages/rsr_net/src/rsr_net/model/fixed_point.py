@@ -116,7 +116,7 @@ def spectral_radius(step: StepMap, y: Tensor, *, iterations: int = 30, seed: int
     Args:
         step: the map, as in ``solve``.
         y: where to linearise, (B, D).
-        iterations: Jacobian-vector products.
+        iterations: products with the Jacobian.
         seed: of the first direction.
 
     Returns:
@@ -126,8 +126,10 @@ def spectral_radius(step: StepMap, y: Tensor, *, iterations: int = 30, seed: int
     v = torch.randn(y.shape, generator=draw, dtype=y.dtype).to(y.device)
     v = v / v.norm(dim=-1, keepdim=True)
     growth = []
+    # Products with the transpose, which has the same eigenvalues: one forward pass serves all of them.
+    pull = torch.func.vjp(lambda state: step(state, None), y)[1]
     for _ in range(iterations):
-        product: Tensor = torch.func.jvp(lambda state: step(state, None), (y,), (v,))[1]
+        product: Tensor = pull(v)[0]
         size = product.norm(dim=-1).clamp_min(1e-30)  # (B,)
         growth.append(size.log())
         v = product / size[:, None]

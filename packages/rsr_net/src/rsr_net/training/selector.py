@@ -17,6 +17,7 @@ from rsr_net.model.selection import (
     best_sentences,
     candidate_sets,
     finite,
+    repeats,
     sentence_signs,
     set_signs,
 )
@@ -171,10 +172,11 @@ def _refine(
 
 @torch.no_grad()
 def _sets(selector: SentenceSelector, group: _Articles, max_sentences: int, scorer: RougeScorer) -> _Sets:
-    scores = selector.score_sentences(group.signs, group.batch.mask)
+    allowed = group.batch.mask & ~repeats(group.batch)  # (B, S)
+    scores = selector.score_sentences(group.signs, allowed)
     best = best_sentences(scores)  # (B, M)
     members = candidate_sets(best.shape[1], max_sentences)  # (C, M)
-    possible = ~(members[None] & ~group.batch.mask.gather(1, best)[:, None]).any(-1)  # (B, C)
+    possible = ~(members[None] & ~allowed.gather(1, best)[:, None]).any(-1)  # (B, C)
     value = torch.zeros(possible.shape)
     for row, k in possible.nonzero().tolist():
         value[row, k] = _rouge(scorer, group.examples[row], best[row][members[k]].tolist())
