@@ -5,6 +5,8 @@ A README marks a place with a comment that names the file and the columns to sho
     <!-- table: results/folds.json columns: name, r2, cosine -->
     ...generated, never edited...
     <!-- end table -->
+
+``results/bench.json#targets`` shows the file's ``results`` that have a target instead of its rows.
 """
 
 from __future__ import annotations
@@ -31,8 +33,13 @@ def fill(readme: Path) -> str:
 
 
 def _block(found: re.Match[str], readme: Path) -> str:
-    path = readme.parent / found["file"]
+    name, _, part = found["file"].partition("#")
+    path = readme.parent / name
     table = read_json(path)
+    if part == "targets":
+        table["rows"] = [{"name": r["name"], "metrics": r} for r in table["results"] if r["target"]]
+    elif part:
+        raise UserError(f"#{part} is no part of a results file", str(readme), "Use #targets, or leave it out")
     wanted = [c.strip() for c in found["columns"].split(",")] if found["columns"] else None
     return f"{found['open']}{render(table, wanted, str(path))}{found['close']}"
 

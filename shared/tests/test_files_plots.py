@@ -12,8 +12,7 @@ import pytest
 from latentlab_shared.errors import UserError
 from latentlab_shared.files import atomic_path, read_json, to_json, write_json
 from latentlab_shared.plots import html_table, image, new_figure, save_png, write_page
-from latentlab_shared.provenance import commit, machine, write_table
-from latentlab_shared.tables import fill, render
+from latentlab_shared.provenance import commit, machine
 
 
 def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
@@ -53,23 +52,6 @@ def test_bad_json_names_the_file(tmp_path: Path, content: bytes) -> None:
 def test_numpy_and_non_finite_values_have_a_json_form() -> None:
     value = {"a": np.float32(0.5), "b": np.arange(3), "c": float("inf"), "d": Path("x"), "e": (1, None, True)}
     assert json.loads(to_json(value)) == {"a": 0.5, "b": [0, 1, 2], "c": None, "d": "x", "e": [1, None, True]}
-
-
-def test_a_readme_table_is_filled_from_its_file(tmp_path: Path) -> None:
-    rows = [
-        {"name": "ridge", "metrics": {"r2": 0.275, "n": 1227}},
-        {"name": "ours", "metrics": {"r2": 0.34, "n": 1227}, "interval": {"r2": [0.33, 0.35]}},
-    ]
-    write_table(tmp_path / "results" / "t.json", rows, command="rsr-net bench", data="synthetic", seeds=[0, 1])
-    readme = tmp_path / "README.md"
-    readme.write_text("# T\n\n<!-- table: results/t.json columns: name, r2 -->\nold\n<!-- end table -->\nend\n")
-    text = fill(readme)
-    assert "| ours | 0.340 [0.330, 0.350] |" in text and "old" not in text and text.endswith("end\n")
-    assert "`rsr-net bench`" in text and "seeds 0, 1" in text
-    readme.write_text(text)
-    assert fill(readme) == text
-    with pytest.raises(UserError, match="bleu"):
-        render(read_json(tmp_path / "results" / "t.json"), ["bleu"])
 
 
 def test_a_page_stands_alone(tmp_path: Path) -> None:
