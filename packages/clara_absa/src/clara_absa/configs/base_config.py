@@ -66,7 +66,9 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         _check(
-            self, "memory", {"tokens": _COUNT, "sizes": _COUNT, "depth": _COUNT, "max_text_tokens": ("at least 8", _8)}
+            self,
+            "memory",
+            {"tokens": _COUNT, "sizes": _COUNT, "depth": _COUNT, "max_text_tokens": ("at least 8", lambda v: v >= 8)},
         )
         if self.ratio is not None:
             _check(self, "memory", {"ratio": ("at least 1", lambda v: v >= 1)})
@@ -78,10 +80,6 @@ class MemoryConfig:
             )
         if self.sizes and self.ratio is not None:
             raise UserError("nested sizes and a ratio exclude each other", "memory.sizes", "Leave one of them out")
-
-
-def _8(value: float) -> bool:
-    return value >= 8
 
 
 @dataclass(frozen=True)

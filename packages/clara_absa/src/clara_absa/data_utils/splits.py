@@ -1,0 +1,116 @@
+"""Parts of a data set: where they lie in a folder, and how training is kept apart from what is held out."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from clara_absa.configs.schema import Example
+from clara_absa.data_utils.readers import SUFFIXES, read_file
+from latentlab_shared.errors import UserError
+
+Part = Literal["train", "val", "test"]
+Kind = Literal["atsa", "acsa", "joint"]
+PARTS: tuple[Part, ...] = get_args(Part)
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_OTHER_NAMES = {"val": ("val", "valid", "dev"), "train": ("train",), "test": ("test",)}
+# The published layout, the one with raw/ inside, and a plain folder of parts.
+_HOMES = {
+    "atsa": ("ATSA", "MAMS-ATSA/raw", "data/MAMS-ATSA/raw"),
+    "acsa": ("ACSA", "MAMS-ACSA/raw", "data/MAMS-ACSA/raw"),
+}
+
+
+def find_part(folder: Path, part: Part, kind: Kind = "atsa") -> Path | None:
+    """The file of one part in a folder, or None.
+
+    A folder holds ``train.xml``, ``val.xml`` … itself, or below ``ATSA/`` and ``ACSA/`` as MAMS does.
+    """
+    for home in (*_HOMES["acsa" if kind == "acsa" else "atsa"], "."):
+        for name in _OTHER_NAMES[part]:
+            for suffix in SUFFIXES:
+                path = folder / home / f"{name}{suffix}"
+                if path.is_file():
+                    return path
+    return None
+
+
+def read_part(source: Path, part: Part, kind: Kind = "atsa", *, limit: int | None = None) -> list[Example]:
+    """One part of a data set.
+
+    With ``kind="joint"`` the training part holds the sentences of both tasks, each once with the aspects of both,
+    without any sentence that either task holds out: 294 of MAMS's 500 ATSA test sentences stand in its ACSA train
+    part. Other parts of "joint" are those of "atsa".
+
+    Args:
+        source: a file (which is then the part) or a folder.
+        part: "train", "val" or "test".
+        kind: "atsa" for terms, "acsa" for categories, "joint".
+        limit: sentences at most.
+
+    Raises:
+        UserError: if there is no such part, or one is malformed.
+    """
+    source = Path(source).expanduser()
+    if kind not in KINDS or part not in PARTS:
+        raise UserError(f"{kind!r}, {part!r}: no such task or part", "--task", f"Use {', '.join(KINDS)}")
+    if source.is_file():
+        return read_file(source, limit=limit)
+    if not source.is_dir():
+        raise UserError("there is no such file or folder", source, "Give --data a folder with train.xml and val.xml")
+    path = find_part(source, part, kind)
+    if path is None:
+        raise UserError(
+            f"there is no {part} part for {kind}", source, f"Expected such as {part}.xml or ATSA/{part}.xml"
+        )
+    if kind != "joint" or part != "train":
+        return read_file(path, limit=limit)
+    categories = find_part(source / "ACSA", "train", "acsa") or find_part(source, "train", "acsa")
+    if categories is None or categories == path:
+        raise UserError("joint training needs the categories too", source, "Expected ATSA/train.xml and ACSA/train.xml")
+    held_out = [
+        example
+        for task in ("atsa", "acsa")
+        for held in ("val", "test")
+        if (file := find_part(source, held, task)) is not None  # type: ignore[arg-type]  # both are literals
+        for example in read_file(file)
+    ]
+    kept, _ = drop_held_out(merge_sentences([*read_file(path), *read_file(categories)]), held_out)
+    return kept[:limit]
+
+
+def sentence_key(text: str) -> str:
+    """What two sentences have in common when they differ in case, blanks or punctuation only."""
+    return re.sub(r"[^a-z0-9]+", " ", text.lower()).strip()
+
+
+def drop_held_out(train: Sequence[Example], held_out: Iterable[Example]) -> tuple[list[Example], int]:
+    """The training examples whose sentence is not held out, and how many were dropped."""
+    keys = {sentence_key(example.text) for example in held_out}
+    kept = [example for example in train if sentence_key(example.text) not in keys]
+    return kept, len(train) - len(kept)
+
+
+def merge_sentences(examples: Iterable[Example]) -> list[Example]:
+    """Examples of exactly the same text become one with the aspects of all, in order of first appearance."""
+    merged: dict[str, Example] = {}
+    for example in examples:
+        earlier = merged.get(example.text)
+        if earlier is not None:
+            new = tuple(a for a in example.aspects if a not in earlier.aspects)
+            example = replace(earlier, aspects=earlier.aspects + new)
+        merged[example.text] = example
+    return list(merged.values())
+
+
+def digest(examples: Iterable[Example]) -> str:
+    """A hash of what was read: texts, aspects, spans and polarities, in order."""
+    found = hashlib.sha256()
+    for example in examples:
+        spans = (f"{a.term}\x1f{a.polarity}\x1f{a.start}\x1f{a.end}" for a in example.aspects)
+        found.update("\x1e".join((example.text, *spans, "\x1d")).encode())
+    return found.hexdigest()

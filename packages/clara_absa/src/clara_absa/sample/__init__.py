@@ -1,0 +1,1 @@
+"""The embedded default: generated sentences and a small backbone."""

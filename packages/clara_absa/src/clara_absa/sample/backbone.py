@@ -1,0 +1,101 @@
+"""Small backbones made here: Phi-3 in its architecture, with a vocabulary of their own or a pretrained encoder's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from clara_absa.configs.schema import POLARITIES, PROMPTS, Example, Task
+from clara_absa.data_utils.prompts import extraction_answer
+
+END = "<|endoftext|>"
+
+
+def train_tokenizer(examples: Iterable[Example], size: int = 4000) -> Any:
+    """A byte-level BPE of the examples' texts, the prompts and the answers; each polarity becomes one token.
+
+    Args:
+        examples: where the words come from.
+        size: tokens at most.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    def lines() -> Iterable[str]:
+        for example in examples:
+            yield example.text
+            yield f"{PROMPTS[Task.EXTRACTION]} {extraction_answer(example.aspects)}"
+            yield PROMPTS[Task.RECONSTRUCTION]
+            for aspect in example.aspects:
+                yield f"{PROMPTS[Task.REASONING].format(aspect=aspect.term)} {aspect.polarity}"
+        for polarity in POLARITIES:  # also where the examples know one polarity only
+            yield from [f"{polarity} {polarity}"] * 100
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        min_frequency=2,
+        show_progress=False,
+    )
+    bpe.train_from_iterator(lines(), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=END)
+
+
+def make_backbone(tokenizer: Any, width: int = 128, layers: int = 4, heads: int = 4, seed: int = 0) -> Any:
+    """A Phi-3 of this size with random weights and tied embeddings.
+
+    Args:
+        tokenizer: decides the vocabulary.
+        width: d.
+        layers: of the model.
+        heads: of the attention.
+        seed: of the weights.
+    """
+    import torch
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    end = tokenizer.eos_token_id
+    config = Phi3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=8 * width // 3 // 16 * 16,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=1024,
+        original_max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=end,
+        attn_implementation="sdpa",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Phi3ForCausalLM(config)
+
+
+def backbone_on_encoder(tokenizer: Any, encoder: Any, layers: int = 2, seed: int = 0) -> Any:
+    """A small decoder that shares the vocabulary and the word embeddings of a pretrained encoder.
+
+    The embeddings stay as they are: an aspect that no training sentence names still means something.
+
+    Args:
+        tokenizer: the encoder's.
+        encoder: of BERT's family.
+        layers: of the decoder.
+        seed: of the other weights.
+    """
+    import torch
+
+    words = encoder.get_input_embeddings().weight
+    heads = int(encoder.config.num_attention_heads)
+    backbone = make_backbone(tokenizer, words.shape[1], layers, heads, seed)
+    table = backbone.get_input_embeddings()
+    with torch.no_grad():
+        table.weight.copy_(words)
+    table.weight.requires_grad_(False)
+    return backbone
