@@ -221,6 +221,21 @@ def test_skip_bad_counts_and_goes_on(tmp_path):
     assert "malformed" in done.stderr and (tmp_path / "r/model").is_dir()
 
 
+@pytest.mark.slow
+def test_folds_and_their_ablation_come_from_one_verb(tmp_path):
+    for part, few in (("train", generate(16)), ("val", generate(4, 1)), ("short_train", generate(6, 2))):
+        rows = [json.dumps({"id": e.id, "article": e.article, "highlights": list(e.highlights)}) for e in few]
+        with gzip.open(tmp_path / f"{part}.jsonl.gz", "wt") as file:
+            file.write("\n".join(rows))
+    given = ["--data", tmp_path, "--encoder", "tiny", "--seeds", 1, "--folds", 2, "-q", "-o", "out"]
+    rsr("folds", *given, cwd=tmp_path)
+    rsr("folds", *given, "--ablate", cwd=tmp_path)
+    held = json.loads((tmp_path / "out/ablation.json").read_text())
+    assert held["command"].endswith("--encoder tiny --seeds 1 --folds 2 --ablate") and str(tmp_path) not in str(held)
+    assert held["rows"][0]["name"] == "recipe" and (tmp_path / "out/embedding_tiny.json").is_file()
+    assert "--data" in one_line(rsr("folds", "--data", "absent", cwd=tmp_path, code=2))
+
+
 # -- the rest ----------------------------------------------------------------------------------------------------
 
 

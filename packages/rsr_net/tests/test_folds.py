@@ -12,7 +12,16 @@ from latentlab_shared.encoders import TinyEncoder
 from latentlab_shared.errors import UserError
 from rsr_net.config import ModelConfig, RsrConfig, TrainConfig
 from rsr_net.data.embed import embed_examples
-from rsr_net.evaluation.baselines import SkipMlp, closed_form_baselines, mlp_baseline, ridge_baseline
+from rsr_net.evaluation import ablation
+from rsr_net.evaluation.ablation import run_ablation, write_ablation
+from rsr_net.evaluation.baselines import (
+    SkipMlp,
+    closed_form_baselines,
+    mlp_baseline,
+    ridge_baseline,
+    seed_network,
+    seed_predictions,
+)
 from rsr_net.evaluation.folds import load_fold, run_folds, write_tables
 from rsr_net.evaluation.tables import pooled
 from rsr_net.sample import generate
@@ -68,6 +77,7 @@ def test_tables_hold_every_baseline_with_intervals(tables):
     assert found["about"]["articles"] == 40 and found["about"]["seeds"] == [0, 1]
     embedding = {row["name"]: row for row in found["embedding"]}
     assert {"document", "lead", "ridge [document]", "ridge [document, lead]", "MLP of as many numbers"} < set(embedding)
+    assert embedding["the seed's network, as written"]["metrics"]["r2"] < 0
     low, high = embedding["refiner"]["interval"]["r2"]
     assert low < embedding["refiner"]["metrics"]["r2"] < high
     assert embedding["refiner"]["metrics"] == pytest.approx(
@@ -160,3 +170,31 @@ def test_the_network_has_the_size_it_is_asked_for_and_learns(vectors):
     named = {name: work() for name, work in closed_form_baselines(train, valid, test).items()}
     assert ((found - target) ** 2).sum() < ((named["mean of the training summaries"] - target) ** 2).sum()
     np.testing.assert_array_equal(found, mlp_baseline(train, valid, test, parameters=4_000, seed=0, epochs=60))
+
+
+def test_the_seeds_network_is_worse_than_the_mean_and_mended_it_is_less_so(vectors):
+    train, _, test = vectors
+    target = target_matrix(test)
+
+    def off(mended):
+        y = seed_predictions(seed_network(train, seed=0, mended=mended), test)
+        return float(((y - target) ** 2).sum())
+
+    assert off(False) > off(True) > 0 and off(False) > ((target - target_matrix(train).mean(0)) ** 2).sum()
+
+
+def test_the_ablation_compares_each_variant_with_the_recipe_and_goes_on(data, tmp_path, monkeypatch):
+    kept = ("recipe", "one head", "with a retrieval loss")
+    monkeypatch.setattr(ablation, "CHANGES", {name: ablation.CHANGES[name] for name in kept})
+    monkeypatch.setattr(ablation.RsrConfig, "default", lambda recipe, width=16: TINY)
+    rows = run_ablation(data, tmp_path, encoder="tiny", folds=2)
+    assert [row["name"] for row in rows] == [*kept, ablation.FULL_ONLY, *ablation.SEED_FORMS]
+    for row in rows[1:]:
+        low, high = row["interval"]["r2_change"]
+        change = row["metrics"]["r2"] - rows[0]["metrics"]["r2"]
+        assert row["metrics"]["r2_change"] == pytest.approx(change, abs=1e-6) and low <= change <= high
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert run_ablation(data, tmp_path, encoder="tiny", folds=2) == rows
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == stamps
+    path = write_ablation(tmp_path, rows, command="rsr-net folds --ablate", data="articles", seeds=(0,))
+    assert json.loads(path.read_text())["rows"][0]["name"] == "recipe"

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 app = new_app("rsr-net", "latentlab-rsr-net", "Summaries by refining an embedding until it stands still.")
 
 SAMPLE_RUN = Path("runs/rsr_net/sample")
+FOLDS = 5
 
 Data = Annotated[str, typer.Option("--data", help="sample, hub:NAME, a file or a folder.", envvar="RSR_NET_DATA")]
 Model = Annotated[Path, typer.Option("--model", "-m", help="A run folder, or a saved model.")]
@@ -349,26 +350,41 @@ def folds(
     ],
     encoder: Annotated[str, typer.Option("--encoder", help="lsa, or what `train` takes.")] = "lsa",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many, from 0.")] = 3,
-    count: Annotated[int, typer.Option("--folds", min=2, help="How many folds.")] = 5,
+    count: Annotated[int, typer.Option("--folds", min=2, help="How many folds.")] = FOLDS,
     work_dir: Annotated[Path, typer.Option("--work-dir", help="Embeddings and finished folds; kept.")] = Path(
         "runs/rsr_net/folds"
     ),
+    ablate: Annotated[bool, typer.Option("--ablate", help="Instead: the recipe with one thing changed.")] = False,
     output_dir: OutputDir = None,
     limit: Limit = None,
 ) -> None:
     """Measure the recipe and its baselines by cross-validation: the figures of the README. Resumable."""
+    from rsr_net.evaluation.ablation import run_ablation, write_ablation
     from rsr_net.evaluation.folds import run_folds
     from rsr_net.evaluation.tables import write_tables
 
     if not data.is_dir():
         raise UserError("there is no such folder", data, "Give --data the folder of the articles")
     chosen = tuple(range(seeds))
+    # As a reader would type it, on a checkout of their own.
+    command = f"rsr-net folds --data DATA/{data.resolve().name} --encoder {encoder} --seeds {seeds}"
+    command += f" --folds {count}" if count != FOLDS else ""
+    command += f" --limit {limit}" if limit else ""
     try:
-        found = run_folds(data, work_dir, encoder=encoder, seeds=chosen, folds=count, limit=limit, log=out.log)
+        if ablate:
+            rows = run_ablation(data, work_dir, encoder=encoder, seeds=chosen, folds=count, limit=limit, log=out.log)
+        else:
+            found = run_folds(data, work_dir, encoder=encoder, seeds=chosen, folds=count, limit=limit, log=out.log)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("finished folds are kept; the same command goes on") from None
+    if ablate:
+        if output_dir is not None:
+            about = f"CNN/DailyMail, full-length articles in {count} folds, encoder {encoder}"
+            path = write_ablation(output_dir, rows, command=f"{command} --ablate", data=about, seeds=chosen)
+            out.log(f"wrote {path}")
+        out.result({"ablation": rows}, table([{"name": row["name"], **row["metrics"]} for row in rows]))
+        return
     if output_dir is not None:
-        command = f"rsr-net folds --data DATA/{data.resolve().name} --encoder {encoder} --seeds {seeds}"
         for path in write_tables(output_dir, found, encoder, chosen, command):
             out.log(f"wrote {path}")
     shown = [

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from latentlab_shared.files import read_json, write_json
-from rsr_net.config import ModelConfig, RsrConfig, TrainConfig
-from rsr_net.data.types import Floats
+from latentlab_shared.provenance import write_table
+from rsr_net.config import RsrConfig, TrainConfig
+from rsr_net.evaluation.baselines import seed_network, seed_predictions
 from rsr_net.evaluation.folds import (
     FULL,
     OVER,
@@ -27,34 +27,31 @@ from rsr_net.evaluation.folds import (
     train_on,
     with_seed,
 )
-from rsr_net.evaluation.tables import pooled
+from rsr_net.evaluation.tables import SEED_NETWORK, pooled
 from rsr_net.evaluation.vectors import r2, r2_difference, score_vectors
-from rsr_net.training import fit_recursion
 from rsr_net.training.ridge import target_matrix
-from rsr_net.training.seed import predict_recursion
-
-Doubles = NDArray[np.float64]
 
 # One change each: of the model's settings, of the training's.
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "recipe": ({}, {}),
     "one step, straight to its target": ({"steps": 1, "step_size": 1.0}, {"gradient_steps": 1}),
-    "three steps, all with gradient": ({"steps": 3}, {"gradient_steps": 3}),
     "gradient through all eight steps": ({}, {"gradient_steps": 8}),
     "starts that have seen their target": ({}, {"cross_fits": 1}),
     "latent memory of one number": ({"latent_dim": 1}, {}),
     "latent memory of 256 numbers": ({"latent_dim": 256}, {}),
     "one head": ({"heads": 1}, {}),
     "eight heads": ({"heads": 8}, {}),
-    "scoring network of 128": ({"hidden_dim": 128}, {}),
     "no hidden sentences": ({}, {"sentence_dropout": 0.0}),
     "last weights instead of averaged": ({}, {"ema_decay": 0.0}),
     "with a retrieval loss": ({}, {"contrastive_weight": 0.02}),
 }
 FULL_ONLY = "without the short articles"
-SEED = "the seed's recipe, as written"
-SEED_MENDED = "the seed's network, layer norm, no confidence loss"
-SEED_EPOCHS = 20  # as in its notebook
+# The seed's own network: epochs, and whether its norm and loss are mended.
+SEED_FORMS: dict[str, tuple[int, bool]] = {
+    SEED_NETWORK: (2, False),
+    "the seed's network, 20 epochs": (20, False),
+    "the seed's network, layer norm, no confidence loss, 20 epochs": (20, True),
+}
 
 
 def run_ablation(
@@ -62,7 +59,7 @@ def run_ablation(
     work_dir: Path,
     *,
     encoder: str = "lsa",
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
     folds: int = 5,
     limit: int | None = None,
     log: Log = lambda _: None,
@@ -77,25 +74,38 @@ def run_ablation(
     short = read_part(data_dir / SHORT)[: None if limit is None else 3 * limit]
     done: dict[str, list[dict[str, Any]]] = {}
     for number in range(folds):
-        path = work_dir / f"ablation-{encoder.replace('/', '-')}-{limit}-{folds}-{number}-{seed}.json"
-        found: dict[str, dict[str, Any]] = read_json(path) if path.is_file() else {}
-        missing = [name for name in (*CHANGES, FULL_ONLY, SEED, SEED_MENDED) if name not in found]
-        if missing:
-            fold = load_fold(full, short, number, folds, encoder, work_dir, log)
-            for name in missing:
-                found[name] = {"seed": seed, **_variant(fold, name, seed, len(short))}
-                write_json(path, found)
-                log(f"fold {number + 1} of {folds}: {name}")
-        for name, one in found.items():
-            done.setdefault(name, []).append(one)
+        fold: Fold | None = None
+        for seed in seeds:
+            path = work_dir / f"ablation-{encoder.replace('/', '-')}-{limit}-{folds}-{number}-{seed}.json"
+            found: dict[str, dict[str, Any]] = read_json(path) if path.is_file() else {}
+            for name in (*CHANGES, FULL_ONLY, *SEED_FORMS):
+                if name not in found:
+                    fold = fold or load_fold(full, short, number, folds, encoder, work_dir, log)
+                    found[name] = {"seed": seed, **_variant(fold, name, seed, len(short))}
+                    write_json(path, found)
+                    log(f"fold {number + 1} of {folds}, seed {seed}: {name}")
+                done.setdefault(name, []).append(found[name])
     return [_row(name, done) for name in done]
+
+
+def write_ablation(
+    output_dir: Path, rows: list[dict[str, Any]], *, command: str, data: str, seeds: Sequence[int]
+) -> Path:
+    """Write ``ablation.json``, from which the README's table is made."""
+    path = output_dir / "ablation.json"
+    write_table(path, rows, command=command, data=data, seeds=seeds)
+    return path
 
 
 def _variant(fold: Fold, name: str, seed: int, short: int) -> dict[str, Any]:
     """One variant on one fold: per article, the errors at the last step and at three times the depth, and the hits."""
     target = target_matrix(fold.test.vectors).astype(np.float64)
-    if name in (SEED, SEED_MENDED):
-        y, far, center = _seed_network(fold, name == SEED_MENDED, seed)
+    if name in SEED_FORMS:
+        epochs, mended = SEED_FORMS[name]
+        net = seed_network(fold.train.vectors, seed=seed, epochs=epochs, mended=mended)
+        depth = TrainConfig.n_supervision
+        y, far = (seed_predictions(net, fold.test.vectors, segments) for segments in (depth, OVER * depth))
+        center = target_matrix(fold.train.vectors).mean(0)
     else:
         model, train = CHANGES.get(name, ({}, {}))
         base = with_seed(RsrConfig.default("rsr"), target.shape[1], seed)
@@ -117,25 +127,10 @@ def _variant(fold: Fold, name: str, seed: int, short: int) -> dict[str, Any]:
     }
 
 
-def _seed_network(fold: Fold, mended: bool, seed: int) -> tuple[Floats, Floats, Floats]:
-    """Predictions of the seed's network after its three segments and after nine, and the training targets' mean."""
-    x, y = (torch.from_numpy(m) for m in _documents_and_targets(fold.train))
-    model = ModelConfig(input_dim=x.shape[1], norm="layer" if mended else "batch")
-    train = TrainConfig(epochs=SEED_EPOCHS, seed=seed, aux_weight=0.0 if mended else 0.1)
-    net = fit_recursion(x, y, RsrConfig("seed", model, train))
-    given = torch.from_numpy(_documents_and_targets(fold.test)[0])
-    near, far = (predict_recursion(net, given, segments=segments)[0].numpy() for segments in (3, 3 * OVER))
-    center: Floats = y.mean(0).numpy()
-    return near, far, center
-
-
-def _documents_and_targets(part: Part) -> tuple[Floats, Floats]:
-    return np.stack([v.doc for v in part.vectors]), target_matrix(part.vectors)
-
-
 def _row(name: str, done: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     mine, recipe = done[name], done["recipe"]
-    error, spread = pooled(mine, "error"), pooled(mine, "spread")
+    # One yardstick: another training set has another mean.
+    error, spread = pooled(mine, "error"), pooled(recipe, "spread")
     metrics = {
         "r2": r2(error, spread),
         "r2_3x_depth": r2(pooled(mine, "error_far"), spread),
@@ -144,7 +139,7 @@ def _row(name: str, done: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     }
     if name == "recipe":
         return {"name": name, "metrics": metrics, "interval": {}}
-    change = r2_difference(error, pooled(recipe, "error"), pooled(recipe, "spread"))
+    change = r2_difference(error, pooled(recipe, "error"), spread)
     return {
         "name": name,
         "metrics": {**metrics, "r2_change": change.estimate},

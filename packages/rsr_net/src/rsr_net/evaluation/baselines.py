@@ -1,4 +1,4 @@
-"""What a recursion has to beat: constants, copies, ridge regressions, and a network of its own size."""
+"""What a recursion has to beat: constants, copies, ridge regressions, a network of its size, the seed's own form."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rsr_net.config import ModelConfig, RsrConfig, TrainConfig
 from rsr_net.data.types import ArticleVectors, Floats
+from rsr_net.model.recursion import RecursionModel
 from rsr_net.training.ridge import Moments, article_matrix, target_matrix
+from rsr_net.training.seed import fit_recursion, predict_recursion
 
 Doubles = NDArray[np.float64]
 PENALTIES = (0.03, 0.1, 0.2, 0.4, 0.8, 2.0)
@@ -103,6 +106,33 @@ def mlp_baseline(
     with torch.no_grad():
         found: Floats = best(torch.from_numpy(article_matrix(test)).float()).numpy()
     return found
+
+
+def seed_network(
+    train: Sequence[ArticleVectors], *, seed: int, epochs: int = 2, mended: bool = False
+) -> RecursionModel:
+    """The seed's network trained the seed's way, on cached document and summary vectors.
+
+    Args:
+        train: articles with targets.
+        seed: of the weights and the order.
+        epochs: two in its notebook.
+        mended: layer instead of batch norm, and no loss on the confidence.
+    """
+    x, y = torch.from_numpy(np.stack([a.doc for a in train])), torch.from_numpy(target_matrix(train))
+    model = ModelConfig(input_dim=x.shape[1], norm="layer" if mended else "batch")
+    settings = TrainConfig(epochs=epochs, seed=seed, aux_weight=0.0 if mended else TrainConfig.aux_weight)
+    return fit_recursion(x, y, RsrConfig("seed", model, settings))
+
+
+def seed_predictions(
+    net: RecursionModel, articles: Sequence[ArticleVectors], segments: int = TrainConfig.n_supervision
+) -> Floats:
+    """What the seed's network says of articles after so many segments, (N, D); it is trained with three."""
+    y: Floats = predict_recursion(net, torch.from_numpy(np.stack([a.doc for a in articles])), segments=segments)[
+        0
+    ].numpy()
+    return y
 
 
 def closed_form_baselines(

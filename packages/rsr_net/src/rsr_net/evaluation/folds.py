@@ -30,8 +30,8 @@ from rsr_net.config import RsrConfig
 from rsr_net.data.embed import embed_examples
 from rsr_net.data.readers import read_examples
 from rsr_net.data.types import ArticleVectors, Batch, Example, Floats
-from rsr_net.evaluation.baselines import closed_form_baselines, mlp_baseline
-from rsr_net.evaluation.tables import summarise, write_tables
+from rsr_net.evaluation.baselines import closed_form_baselines, mlp_baseline, seed_network, seed_predictions
+from rsr_net.evaluation.tables import SEED_NETWORK, summarise, write_tables
 from rsr_net.evaluation.vectors import VectorScores, cosines, score_vectors
 from rsr_net.model.fixed_point import spectral_radius
 from rsr_net.model.refiner import Refinement, Refiner
@@ -47,7 +47,7 @@ OVER = 3  # the state is followed to this many times the trained depth
 TOLERANCES = (0.1, 0.05, 0.02, 0.01)  # of adaptive stopping
 LSA_WIDTH = 256
 _GROUP = 64
-_VERSION = 1  # of what a finished fold holds
+_VERSION = 2  # of what a finished fold holds
 
 __all__ = ["Fold", "Part", "load_fold", "run_fold", "run_folds", "train_on", "write_tables"]
 
@@ -202,9 +202,11 @@ def run_fold(fold: Fold, config: RsrConfig) -> dict[str, Any]:
     numbers += refiner.base.numel() + refiner.base_bias.numel()
     with torch.enable_grad():
         mlp = mlp_baseline(fold.train.vectors, fold.valid.vectors, test, parameters=numbers, seed=config.train.seed)
+        seeds_own = seed_network(fold.train.vectors, seed=config.train.seed)
     predictions: dict[str, Floats] = {
         **{name: work() for name, work in closed_form_baselines(fold.train.vectors, fold.valid.vectors, test).items()},
         "MLP of as many numbers": mlp,
+        SEED_NETWORK: seed_predictions(seeds_own, test),
         "refiner, step 0": path[0],
         "refiner, step 1": path[1],
         "refiner": path[depth],

@@ -20,6 +20,7 @@ Done = Sequence[dict[str, Any]]
 Row = dict[str, Any]
 
 REFINED = "refiner"
+SEED_NETWORK = "the seed's network, as written"
 SELECTED = "selector around the refined state"
 _BASELINES = (
     "mean of the training summaries",
@@ -28,6 +29,7 @@ _BASELINES = (
     "ridge [document]",
     "ridge [document, lead]",
     "MLP of as many numbers",
+    SEED_NETWORK,
     "refiner, step 0",
     "refiner, step 1",
     "refiner, 3x the trained depth",
