@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nrms.bench import run_bench
-from nrms.bench.data import Size, titles, write_log
+from nrms.bench.data import Size, make_log, titles, write_log
 from nrms.bench.measure import percentiles, result
 from nrms.bench.work import PlainNRMS, open_bench_log
 from nrms.config import ModelConfig
@@ -35,7 +35,8 @@ def test_the_plain_form_computes_the_same_model(tmp_path: Path) -> None:
     from nrms.training.dataset import MindDataset
 
     config = ModelConfig(heads=2, head_dim=4, word_dim=12, query_dim=8)
-    train, _, vocabulary = open_bench_log(tmp_path, Size(news=200, train=60, dev=5, words=80), config)
+    make_log(tmp_path, Size(news=200, train=60, dev=5, words=80))
+    train, _, vocabulary = open_bench_log(tmp_path, config)
     torch.manual_seed(0)
     ours, plain = NRMS(config, len(vocabulary)).eval(), PlainNRMS(config, len(vocabulary)).eval()
     plain.embedding.weight.data = ours.news_encoder.embedding.weight.data
@@ -51,7 +52,10 @@ def test_the_plain_form_computes_the_same_model(tmp_path: Path) -> None:
     assert torch.allclose(given[shown], expected[shown], atol=1e-5)
 
 
-@pytest.mark.parametrize("suite", ["latency", "graph", "work"])
+SLOW = [pytest.param(suite, marks=pytest.mark.slow) for suite in ("work", "memory")]
+
+
+@pytest.mark.parametrize("suite", ["latency", "graph", "quality", *SLOW])
 def test_a_suite_gives_one_object(tmp_path: Path, suite: str) -> None:
     if suite == "graph":
         pytest.importorskip("usearch")

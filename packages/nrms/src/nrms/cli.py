@@ -100,6 +100,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a model into a run folder, and embed its articles; with no options on the built-in sample."""
+    import os
     from dataclasses import asdict
 
     from latentlab_shared.config import load_config
@@ -129,6 +130,8 @@ def train(
         track=track or (),
         log=out.log,
     )
+    if int(os.environ.get("RANK", "0")):
+        return  # under torchrun the first process writes and prints
     count = save_catalogue(folder, home if data != "sample" else Path(data), _bad_rows(skip_bad), device.value)
     out.log(f"the model is in {folder}, with {count} embedded articles; try: nrms recommend --model {folder}")
     best = "no dev part" if result.best is None else f"best {result.best:.4f} in epoch {result.best_epoch}"
@@ -168,7 +171,7 @@ def evaluate(
     output_dir: OutputDir = None,
     cache_dir: Annotated[Path | None, typer.Option("--cache-dir", help="Keep the data as arrays here.")] = None,
     seed: Seed = 0,
-    device: Device = DeviceName.cpu,
+    device: Device = DeviceName.auto,
     limit: Limit = None,
     skip_bad: SkipBad = False,
 ) -> None:
@@ -176,6 +179,7 @@ def evaluate(
     from latentlab_shared.provenance import command_line, write_table
     from nrms.evaluation.evaluate import evaluate
     from nrms.evaluation.protocol import run_folds
+    from nrms.evaluation.report import write_report
 
     home = _sample_data() if data == "sample" else Path(data)
     if folds is not None:
@@ -201,7 +205,10 @@ def evaluate(
     about = f"{data}, {part}, {found.impressions} impressions"
     slices = {"slices": found.slices, "skipped": found.skipped, "notes": found.notes, "model_id": found.model_id}
     write_table(folder / "results.json", found.rows, command=command_line(), data=about, seeds=[seed], **slices)
-    out.result({"rows": found.rows, **slices, "seconds": found.seconds}, table(_flat_rows(found.rows), title=about))
+    page = write_report(folder, found, f"NRMS on {data}, {part}", model)
+    out.log(f"the report: {page}")
+    result = {"rows": found.rows, **slices, "seconds": found.seconds, "report": str(page)}
+    out.result(result, table(_flat_rows(found.rows), title=about))
 
 
 def _submit(
@@ -210,11 +217,10 @@ def _submit(
     """Score a part, which needs no labels, and write the ranks; how many impressions."""
     from nrms.data.log import open_log
     from nrms.evaluation.submission import write_submission
-    from nrms.inference.recommender import choose_device
     from nrms.model.folder import load_model_dir
     from nrms.model.scoring import score_log
 
-    held = load_model_dir(model, choose_device(device))
+    held = load_model_dir(model, device)
     log = open_log(part, held.vocabulary, held.config, cache=cache, bad=_bad_rows(skip_bad), limit=limit)
     write_submission(file, log, score_log(held.model, log))
     return len(log)
@@ -413,9 +419,7 @@ def serve(
 
 
 @verb(app)
-def export(
-    out: Output, model: Model = SAMPLE_RUN, output_dir: OutputDir = None, device: Device = DeviceName.cpu
-) -> None:
+def export(out: Output, model: Model = SAMPLE_RUN, output_dir: OutputDir = None) -> None:
     """Write both encoders as ONNX, each compared with the original, and the model as safetensors."""
     from dataclasses import asdict
 
@@ -431,7 +435,10 @@ def bench(
     out: Output,
     suite: Annotated[
         list[str] | None,
-        typer.Option("--suite", help="latency, graph, http, pgvector, embed, work, load; may be given many times."),
+        typer.Option(
+            "--suite",
+            help="quality, work, memory, latency, graph, http, pgvector, embed, load; may repeat.",
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes: to see that it runs, not for figures.")] = False,
     size: Annotated[

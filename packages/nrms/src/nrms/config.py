@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Literal
 
 from latentlab_shared.config import from_dict, to_dict
@@ -20,6 +21,7 @@ class ModelConfig:
         head_dim: width of one head; ``heads * head_dim`` is D, the width of a news vector.
         word_dim: width of a word vector; set by the pretrained vectors where there are any.
         query_dim: width of the additive attention's query.
+        prior: learn a vector that is added to every user vector: what readers open, whoever they are. Not in the paper.
         dropout: of word vectors and of what self-attention gives, in [0, 1).
         encoder: "words" is the paper's news encoder; "transformer" pools a pretrained network's last layer instead.
         freeze: leave the pretrained word vectors, or the transformer, as they are.
@@ -33,6 +35,7 @@ class ModelConfig:
     head_dim: int = 16
     word_dim: int = 300
     query_dim: int = 200
+    prior: bool = False
     dropout: float = 0.2
     encoder: Literal["words", "transformer"] = "words"
     freeze: bool = False
@@ -43,14 +46,13 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("heads", "head_dim", "word_dim", "query_dim", "title_length", "abstract_length", "history_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+            _at_least(1, f"model.{name}", getattr(self, name))
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+            raise ValueError(f"model.dropout must be in [0, 1), not {self.dropout}")
         if "title" not in self.views or len(set(self.views)) != len(self.views):
-            raise ValueError("views must hold title, and each view once")
+            raise ValueError(f"model.views must hold title, and each view once, not [{', '.join(self.views)}]")
         if self.encoder == "transformer" and self.views != ("title",):
-            raise ValueError("views other than title need encoder=words")
+            raise ValueError("model.views other than title need model.encoder=words")
 
     @property
     def dim(self) -> int:
@@ -115,17 +117,21 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("min_count", "negatives", "epochs", "batch_size", "accumulate", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+            _at_least(1, f"train.{name}", getattr(self, name))
         for name in ("weight_decay", "clip", "validate", "patience", "save_every", "workers", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, not {self.learning_rate}")
+            _at_least(0, f"train.{name}", getattr(self, name))
+        if not 0 < self.learning_rate < inf:
+            raise ValueError(f"train.learning_rate must be positive, not {self.learning_rate}")
         if not 0 <= self.warmup <= 1:
-            raise ValueError(f"warmup is a share of the updates, in [0, 1], not {self.warmup}")
+            raise ValueError(f"train.warmup is a share of the updates, in [0, 1], not {self.warmup}")
         if self.batch_size % self.accumulate:
-            raise ValueError("batch_size must be a multiple of accumulate")
+            raise ValueError(f"train.batch_size must be a multiple of train.accumulate, {self.accumulate}")
+
+
+def _at_least(least: int, key: str, value: float) -> None:
+    """Refuse what is smaller, not finite, or no number."""
+    if not least <= value < inf:
+        raise ValueError(f"{key} must be at least {least}, not {value}")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from latentlab_shared.files import atomic_path
+from latentlab_shared.files import atomic_path, read_json, write_json
 from nrms.config import ModelConfig
 from nrms.data.mind import BEHAVIORS_FILE, NEWS_FILE, behaviors_row, news_row
 from nrms.data.types import Floats, Impression, News
@@ -30,12 +31,18 @@ class Size:
         train: impressions to train on.
         dev: impressions to evaluate.
         words: different words.
+        users: different readers.
     """
 
     news: int = 26_740
     train: int = 22_034
     dev: int = 7_538
     words: int = 23_404
+    users: int = 5_000
+
+
+MIND_LARGE = Size(news=101_527, train=2_232_748, dev=1_000, words=50_000, users=711_222)
+_CHUNK = 20_000  # impressions drawn at a time
 
 
 def titles(count: int, words: int, rng: np.random.Generator) -> list[str]:
@@ -60,27 +67,41 @@ def write_log(folder: Path, size: Size, seed: int = 0) -> None:
         with atomic_path(folder / part / NEWS_FILE) as temporary:
             temporary.write_text("".join(f"{news_row(n)}\n" for n in news), encoding="utf-8")
         with atomic_path(folder / part / BEHAVIORS_FILE) as temporary, temporary.open("w", encoding="utf-8") as file:
-            for shown in _impressions(count, size.news, chance, rng):
-                file.write(f"{behaviors_row(shown)}\n")
+            for start in range(0, count, _CHUNK):
+                for shown in _impressions(start, min(count, start + _CHUNK), size, chance, rng):
+                    file.write(f"{behaviors_row(shown)}\n")
 
 
-def _impressions(count: int, news: int, chance: Floats, rng: np.random.Generator) -> list[Impression]:
+def make_log(folder: Path, size: Size) -> None:
+    """`write_log`, unless the folder has that log already."""
+    done = folder / "size.json"
+    if not done.is_file() or read_json(done) != asdict(size):
+        write_log(folder, size)
+        write_json(done, asdict(size))
+
+
+def _impressions(start: int, end: int, size: Size, chance: Floats, rng: np.random.Generator) -> Iterator[Impression]:
+    count = end - start
     histories = np.clip(np.round(rng.lognormal(np.log(18), 1.07, count)), 1, 400).astype(int)
     histories[rng.random(count) < 0.021] = 0
     shown = np.clip(np.round(rng.lognormal(np.log(24), 0.95, count)), 2, 280).astype(int)
     clicks = np.minimum(1 + rng.poisson(0.5, count), shown - 1)
-    drawn = rng.choice(news, int(histories.sum() + shown.sum()), p=chance)
-    made, at = [], 0
+    drawn = [f"N{i}" for i in rng.choice(size.news, int(histories.sum() + shown.sum()), p=chance).tolist()]
+    at = 0
     for row in range(count):
-        read = tuple(f"N{i}" for i in drawn[at : at + histories[row]])
-        at += histories[row]
-        candidates = tuple(f"N{i}" for i in drawn[at : at + shown[row]])
-        at += shown[row]
+        middle, stop = at + histories[row], at + histories[row] + shown[row]
         labels = np.zeros(shown[row], int)
         labels[rng.choice(shown[row], clicks[row], replace=False)] = 1
-        time = _START + timedelta(seconds=row)
-        made.append(Impression(str(row + 1), f"U{row % 5000}", time, read, candidates, tuple(labels.tolist())))
-    return made
+        number = start + row
+        yield Impression(
+            str(number + 1),
+            f"U{number % size.users}",
+            _START + timedelta(seconds=number),
+            tuple(drawn[at:middle]),
+            tuple(drawn[middle:stop]),
+            tuple(labels.tolist()),
+        )
+        at = stop
 
 
 def paper_model(folder: Path, words: int = 20_000, seed: int = 0) -> LoadedModel:

@@ -19,10 +19,12 @@ from nrms.bench.data import Size, paper_model
 from nrms.bench.latency import fill, measure_exact, measure_graph, measure_http, measure_pgvector
 from nrms.bench.load import measure_load, restart_pgserver
 from nrms.bench.measure import Result, load_average
+from nrms.bench.memory import measure_memory
+from nrms.bench.quality import measure_quality
 from nrms.bench.work import measure_embedding, measure_work
 from nrms.server.store import Store
 
-SUITES = ("latency", "graph", "http", "pgvector", "embed", "work", "load")
+SUITES = ("quality", "work", "memory", "latency", "graph", "http", "pgvector", "embed", "load")
 _SMALL = Size(news=400, train=200, dev=60, words=500)
 _PEER = ("recommenders==1.2.1", "tensorflow-cpu==2.15.1", "numpy<2", "pandas<3", "setuptools<81")
 
@@ -97,12 +99,19 @@ def _suite(
         log_size, steps, rounds = (_SMALL, 2, 1) if quick else (Size(), 12, 3)
         folder = work_home / ("small" if quick else "demo")
         return measure_work(folder, log_size, steps, rounds, _peer_python(peer_home, log) if peer else None, log)
+    if name == "quality":
+        seeds = (0,) if quick else (0, 1, 2)
+        return measure_quality(home, seeds, quick, _peer_python(peer_home, log) if peer else None, log)
+    if name == "memory":
+        return measure_memory(home, quick, log)
     model = paper_model(home / "model")
     if name == "latency":
         return [row for n in sizes or ((2000,) if quick else (10_000, 100_000, 1_000_000))
                 for row in measure_exact(model, n, log)]  # fmt: skip
     if name == "graph":
-        return [row for n in sizes or ((2000,) if quick else (100_000,)) for row in measure_graph(model, n, log)]
+        return [
+            row for n in sizes or ((2000,) if quick else (100_000, 1_000_000)) for row in measure_graph(model, n, log)
+        ]
     size = sizes[0] if sizes else 2000 if quick else 100_000
     if name == "pgvector":
         with _store(_postgres(home)) as store:

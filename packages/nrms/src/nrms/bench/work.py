@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from latentlab_shared.errors import RunFailed
 from latentlab_shared.metrics.ranking import ranking_metrics
-from nrms.bench.data import Size, titles, write_log
+from nrms.bench.data import Size, make_log, titles
 from nrms.bench.measure import Result, result
 from nrms.config import ModelConfig
 from nrms.data.log import ClickLog, open_log
@@ -34,6 +35,16 @@ from nrms.training.dataset import MindDataset, mind_collate_fn
 
 Log = Callable[[str], None]
 BATCH, NEGATIVES, HISTORY, TITLE = 32, 4, 50, 30
+_PEER = {
+    "words": 300,
+    "heads": 20,
+    "head_dim": 20,
+    "query": 200,
+    "title": TITLE,
+    "batch": BATCH,
+    "rate": 1e-4,
+    "seed": 0,
+}
 
 
 def measure_embedding(store: Store, kind: str, model: LoadedModel, count: int, log: Log) -> list[Result]:
@@ -94,10 +105,8 @@ class _PlainEncoder(nn.Module):
         return pooled
 
 
-def open_bench_log(folder: Path, size: Size, config: ModelConfig) -> tuple[ClickLog, ClickLog, WordVocabulary]:
-    """The generated log, written when it is not there yet: train, dev, vocabulary."""
-    if not (folder / "dev" / NEWS_FILE).is_file():
-        write_log(folder, size)
+def open_bench_log(folder: Path, config: ModelConfig) -> tuple[ClickLog, ClickLog, WordVocabulary]:
+    """A generated log: train, dev, vocabulary."""
     vocabulary = WordVocabulary.build(n.title for n in read_news(folder / "train" / NEWS_FILE))
     train, dev = (open_log(folder / part, vocabulary, config) for part in ("train", "dev"))
     return train, dev, vocabulary
@@ -108,12 +117,13 @@ def measure_work(
 ) -> list[Result]:
     """Training and evaluation at 20 heads of 20, interleaved with the plain form and, if there, the peer."""
     config = ModelConfig(heads=20, head_dim=20)
-    train, dev, vocabulary = open_bench_log(folder, size, config)
+    make_log(folder, size)
+    train, dev, vocabulary = open_bench_log(folder, config)
     torch.manual_seed(0)
     ours, plain = NRMS(config, len(vocabulary)), PlainNRMS(config, len(vocabulary))
     data = MindDataset(train, NEGATIVES, seed=0)
     batches = _rows(data, steps * rounds)
-    ours_step, plain_step = _our_step(ours), _plain_step(plain)
+    ours_step, plain_step = our_step(ours), _plain_step(plain)
     rates: dict[str, list[float]] = {"ours": [], "plain": [], "peer": []}
     shown: dict[str, list[float]] = {"ours": [], "wall": [], "peer": []}
     for number in range(rounds):
@@ -128,7 +138,7 @@ def measure_work(
             shown["ours"].append(len(dev) / (time.process_time() - began))
             shown["wall"].append(time.perf_counter() - wall)
         if peer is not None:
-            found = run_peer(peer, folder, len(vocabulary), max(2, steps // 2), evaluate and number == 0)
+            found = run_peer(peer, folder, {**_PEER, "steps": max(2, steps // 2), "evaluate": evaluate and number == 0})
             rates["peer"].append(found["train"])
             if found["evaluate"]:
                 shown["peer"].append(found["evaluate"])
@@ -171,7 +181,8 @@ def make_batch(data: MindDataset, rows: NDArray[np.int64]) -> Batch:
     return mind_collate_fn([data[int(i)] for i in rows])
 
 
-def _our_step(model: NRMS) -> Callable[[Batch], None]:
+def our_step(model: NRMS) -> Callable[[Batch], None]:
+    """One update as `train` makes it."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)  # as `train` does
 
     def step(batch: Batch) -> None:
@@ -207,10 +218,10 @@ def _rate(step: Callable[[Batch], None], data: MindDataset, batches: NDArray[np.
     return batches.size / (time.process_time() - began)
 
 
-def run_peer(python: Path, folder: Path, words: int, steps: int, evaluate: bool) -> dict[str, float]:
-    """Run ``recommenders`` in its own environment on the same files; samples and impressions per CPU-second."""
+def run_peer(python: Path, folder: Path, given: dict[str, Any]) -> dict[str, float]:
+    """Run ``recommenders`` in its own environment on the same files; what its script printed."""
     script = Path(__file__).with_name("peer_recommenders.py")
-    command = [str(python), str(script), str(folder), str(steps), str(int(evaluate)), str(words)]
+    command = [str(python), str(script), str(folder), json.dumps(given)]
     threads = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads)
     if done.returncode:

@@ -191,13 +191,10 @@ class Recommender:
         return Answer(state.model.model_id, items, None, tuple(missing), attention)
 
     def user_vector(self, history: Sequence[str] = (), history_titles: Sequence[str] = ()) -> Floats:
-        """The user vector (D,) of a history; zeros for an empty one."""
+        """The user vector (D,) of a history; for an empty one zeros, or the model's prior."""
         state = self._state
         read = state.source.find(_last_places(history))
-        entries, vectors = self._with_titles(state, read, history_titles)
-        return (
-            self._user(state, entries, vectors, False)[0] if entries else np.zeros(state.model.config.dim, np.float32)
-        )
+        return self._user(state, *self._with_titles(state, read, history_titles), False)[0]
 
     def _with_titles(self, state: State, read: Found, titles: Sequence[str]) -> tuple[list[Entry], Floats]:
         """What was read, the last ``history_length`` of it: entries and vectors (H, D)."""
@@ -230,8 +227,10 @@ class Recommender:
     ) -> tuple[Floats, _Account | None]:
         """The user vector (D,) and, if asked for, what it is made of."""
         model = state.model.model
-        read = torch.from_numpy(np.ascontiguousarray(vectors)).to(model.device)[None]  # (1, H, D)
-        mask = torch.ones(read.shape[:2], dtype=torch.bool, device=read.device)
+        read = torch.zeros(1, max(1, len(entries)), model.config.dim)  # (1, H, D)
+        read[0, : len(entries)] = torch.from_numpy(vectors)
+        read = read.to(model.device)
+        mask = torch.full(read.shape[:2], bool(entries), device=read.device)
         user: Floats = model.encode_user(read, mask)[0].float().cpu().numpy()
         if not explain:
             return user, None
@@ -284,7 +283,7 @@ class Recommender:
         Raises:
             UserError: if there is no model, a file is damaged, or the vectors are of another model.
         """
-        model = load_model_dir(Path(folder), choose_device(device))
+        model = load_model_dir(Path(folder), device)
         home = Path(folder) / CATALOGUE
         return cls(model, Catalogue.load(home) if home.is_dir() else None, search=search)
 
@@ -311,13 +310,6 @@ class _Account:
             Attention(entry.id, entry.title, float(weight))
             for entry, weight in zip(self.entries, self.weights, strict=True)
         )
-
-
-def choose_device(name: str) -> str:
-    """The device of ``auto``."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def entry_of(news: News) -> Entry:

@@ -20,6 +20,7 @@ from nrms.config import ModelConfig
 from nrms.data.tokens import tokenise
 from nrms.data.types import News
 from nrms.data.vocabulary import Vocabulary, load_vocabulary, save_vocabulary, vocabulary_hash
+from nrms.model.device import choose_device
 from nrms.model.nrms import NRMS
 from nrms.model.seed import read_checkpoint
 
@@ -83,12 +84,12 @@ def save_model(folder: Path, model: NRMS, vocabulary: Vocabulary) -> str:
     return _model_id(weights, model.config, vocabulary)
 
 
-def load_model_dir(folder: Path, device: str | torch.device = "cpu") -> LoadedModel:
+def load_model_dir(folder: Path, device: str = "cpu") -> LoadedModel:
     """Load a model folder, or the best checkpoint of a run folder, ready to be used.
 
     Args:
         folder: the folder; or a ``.pt`` file of the seed's form, beside ``config.json`` and ``vocabulary.json``.
-        device: where to put it.
+        device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
         UserError: if a file is missing, damaged, or does not fit the others.
@@ -96,7 +97,7 @@ def load_model_dir(folder: Path, device: str | torch.device = "cpu") -> LoadedMo
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder = Path(folder)
+    folder, place = Path(folder), choose_device(device)
     home = folder.parent if folder.suffix == ".pt" else _model_home(folder)
     vocabulary = load_vocabulary(home)
     values: dict[str, Any] = read_json(home / CONFIG_FILE)
@@ -119,7 +120,7 @@ def load_model_dir(folder: Path, device: str | torch.device = "cpu") -> LoadedMo
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"the weights do not fit the configuration ({error})", home / WEIGHTS_FILE) from None
-    return LoadedModel(model.to(device).eval(), vocabulary, _model_id(weights, config, vocabulary))
+    return LoadedModel(model.to(place).eval(), vocabulary, _model_id(weights, config, vocabulary))
 
 
 def _untrained(config: ModelConfig, vocabulary: Vocabulary, home: Path) -> NRMS:

@@ -52,9 +52,7 @@ def encode_histories(model: NRMS, vectors: Tensor, histories: Ragged, batch_size
     order = np.argsort(lengths, kind="stable")
     for at in range(0, len(order), batch_size):
         part = order[at : at + batch_size]
-        if not lengths[part[-1]]:
-            continue
-        mask = np.arange(lengths[part[-1]]) < lengths[part, None]
+        mask = np.arange(max(1, lengths[part[-1]])) < lengths[part, None]
         rows = np.zeros(mask.shape, np.int64)
         rows[mask] = histories.take(part).values
         read = vectors[torch.from_numpy(rows).to(vectors.device)]

@@ -14,7 +14,7 @@ from nrms.data.mind import BEHAVIORS_FILE, NEWS_FILE, read_behaviors, read_news
 from nrms.data.rows import BadRows
 from nrms.data.types import News
 from nrms.inference.catalogue import Catalogue
-from nrms.inference.recommender import CATALOGUE, Recommender, choose_device
+from nrms.inference.recommender import CATALOGUE, Recommender
 from nrms.inference.search import ExactSearch
 from nrms.model.folder import LoadedModel, load_model_dir
 from nrms.server.store import Read, Store, StoredModel
@@ -90,7 +90,7 @@ def add_events(store: Store, reads: Iterable[Read], advance: Callable[[int], Any
 
 def save_catalogue(folder: Path, source: str | Path, bad: BadRows | None = None, device: str = "cpu") -> int:
     """Embed the articles of a source into ``catalogue/`` of a model's folder; how many there are."""
-    recommender = Recommender(load_model_dir(folder, choose_device(device)))
+    recommender = Recommender(load_model_dir(folder, device))
     recommender.add(read_articles(source, bad))
     held = recommender.state.source
     assert isinstance(held, ExactSearch)

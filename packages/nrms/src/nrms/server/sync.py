@@ -15,7 +15,6 @@ from latentlab_shared.errors import UserError
 from nrms.data.types import Floats
 from nrms.inference import Recommender
 from nrms.inference.catalogue import Catalogue, Entry, Filter, Found
-from nrms.inference.recommender import choose_device
 from nrms.model.folder import LoadedModel, load_model_dir
 from nrms.server.store import Changes, Store, StoredModel, Unavailable, now_ms
 
@@ -94,7 +93,7 @@ class Follower:
     """
 
     def __init__(self, store: Store, search: Search = "exact", poll: float = 2.0, device: str = "cpu") -> None:
-        self._store, self._search, self._poll, self._device = store, search, poll, choose_device(device)
+        self._store, self._search, self._poll, self._device = store, search, poll, device
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._thread: threading.Thread | None = None
         self._counted = -float("inf")

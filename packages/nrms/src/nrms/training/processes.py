@@ -73,21 +73,3 @@ def join(device: torch.device) -> Processes:
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes cannot meet ({error})", "WORLD_SIZE", "Start them with torchrun") from error
     return Processes(dist.get_rank(), dist.get_world_size())
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto``, ``cpu``, ``cuda`` or ``mps`` as a device; under torchrun each process takes its own GPU.
-
-    Raises:
-        UserError: for a device that is not here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(name.partition(":")[0], False):
-        raise UserError(f"there is no device {name!r} here", "--device", "Use auto or cpu")
-    if name == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-        return device
-    return torch.device(name)

@@ -29,12 +29,14 @@ from nrms.data.rows import BadRows
 from nrms.data.types import Batch
 from nrms.data.vectors import load_words, model_folder, tokenizer_of
 from nrms.data.vocabulary import Vocabulary, load_vocabulary
+from nrms.model.device import choose_device
 from nrms.model.folder import save_model
 from nrms.model.nrms import NRMS
 from nrms.model.scoring import score_log
+from nrms.training.card import write_card
 from nrms.training.checkpoint import Progress, random_state, read_checkpoint, write_checkpoint
 from nrms.training.dataset import MindDataset, mind_collate_fn
-from nrms.training.processes import Processes, choose_device, join
+from nrms.training.processes import Processes, join
 
 __all__ = ["MindDataset", "TrainResult", "mind_collate_fn", "train"]
 
@@ -260,8 +262,11 @@ class _Trainer:
                     if config.save_every and progress.updates % config.save_every == 0:
                         self._save()
                 self._finish_epoch()
-        if self.processes.first and self.run.checkpoint("best") is None:
-            self._save_best()
+        if self.processes.first:
+            if self.run.checkpoint("best") is None:
+                self._save_best()
+            lines = [row for row in self.run.metrics() if "dev_auc" in row and row["epoch"] == progress.best_epoch]
+            write_card(self.run, self.config, self.train_log, len(self.dataset), lines[-1] if lines else None)
         return TrainResult(self.run.path, progress.best, progress.best_epoch, progress.epoch, progress.updates)
 
     def _is_over(self) -> bool:

@@ -98,6 +98,7 @@ class UserEncoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.pool = AttentivePool(config.dim, config.heads, config.head_dim, config.query_dim, config.dropout)
+        self.prior = nn.Parameter(torch.zeros(config.dim)) if config.prior else None
 
     def forward(self, news_vectors: Tensor, mask: Tensor) -> Tensor:
         """Encode users.
@@ -107,8 +108,12 @@ class UserEncoder(nn.Module):
             mask: True where an article is, (B, H); padding may stand anywhere.
 
         Returns:
-            User vectors, (B, D); zeros for an empty history.
+            User vectors, (B, D); for an empty history zeros, or the prior where there is one.
         """
+        users = self._pooled(news_vectors, mask)
+        return users if self.prior is None else users + self.prior
+
+    def _pooled(self, news_vectors: Tensor, mask: Tensor) -> Tensor:
         if _wants_padded(news_vectors):
             return self.pool.padded(news_vectors, mask)
         lengths = mask.sum(1)

@@ -158,11 +158,10 @@ def run_embed(
         log: told what was added.
     """
     from nrms.data.rows import BadRows
-    from nrms.inference.recommender import choose_device
     from nrms.model.folder import load_model_dir
     from nrms.server.corpus import add_articles, add_events, read_articles, read_events
 
-    model = load_model_dir(options.model, choose_device(device))
+    model = load_model_dir(options.model, device)
     store, stop = Store(options.database), threading.Event()
     bad = BadRows(skip=options.skip_bad)
     if options.data is not None:
