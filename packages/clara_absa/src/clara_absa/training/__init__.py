@@ -1,0 +1,1 @@
+"""The loop: losses, schedules, checkpoints, resume."""
