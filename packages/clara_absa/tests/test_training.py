@@ -128,12 +128,12 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(stop, tmp_path):
 
 
 def test_it_learns_one_batch_by_heart():
-    loss = LossConfig(schedule="constant", alpha=(1.0, 1.0), beta=(1.0, 1.0))
+    loss = LossConfig(schedule="constant", alpha=(1.0, 1.0), beta=(1.0, 1.0), gamma=0.0)
     config = config_of(loss=loss, epochs=60, batch_size=3, learning_rate=1e-2, weight_decay=0.0)
     losses = []
     model, schedule, objective = objective_of(config, EXAMPLES[:3])
     fit(model, schedule, objective, config, log=lambda _, values: losses.append(values["reason"]))
-    assert losses[-1] < 0.1 < losses[0]
+    assert losses[-1] < 0.2 and losses[0] > 1
 
 
 def test_schedules_move_as_they_say():
