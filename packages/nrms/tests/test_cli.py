@@ -1,5 +1,7 @@
-"""The command as a process: what it prints, what it writes, how it fails."""
+"""The command: what it prints, what it writes, how it fails."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -9,9 +11,12 @@ from pathlib import Path
 import pytest
 from factory import make_news
 
+from latentlab_shared.cli import run
+from nrms.cli import app
 from nrms.data.mind import news_row
 from nrms.inference import Recommender
 from nrms.model.folder import LoadedModel
+from nrms.sample.generator import SampleConfig, write_sample
 from nrms.server.store import Read, Store
 
 HEAVY = ("torch", "sqlalchemy", "fastapi", "numpy", "transformers", "alembic", "usearch", "uvicorn")
@@ -20,9 +25,18 @@ VERBS += ["recommend", "predict", "serve", "export", "bench"]
 
 
 def nrms(*arguments: object, cwd: Path | None = None, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nrms.cli", *map(str, arguments)]
-    given = {key: value for key, value in os.environ.items() if not key.startswith("NRMS_")} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, input=stdin, env=given, timeout=240)
+    """The command, in this process: torch takes seconds to load."""
+    out, error = io.StringIO(), io.StringIO()
+    words = list(map(str, arguments))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("NRMS_")]:
+            patch.delenv(name)
+        patch.setattr(sys, "stdin", io.StringIO(stdin))
+        if cwd is not None:
+            patch.chdir(cwd)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), pytest.raises(SystemExit) as left:
+            run(app, "nrms", words)
+    return subprocess.CompletedProcess(words, left.value.code or 0, out.getvalue(), error.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +59,13 @@ def test_help_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
     assert all(verb in done.stdout for verb in VERBS)
+
+
+def test_a_mistake_in_a_real_process_is_one_line_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nrms.cli", "evaluate", "--model", "no-such"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: no-such: there is no such model folder")
 
 
 def test_recommend_as_a_table_as_json_and_from_stdin(folder: Path) -> None:
@@ -102,6 +123,23 @@ def test_an_empty_database_gets_the_articles_of_the_model(folder: Path, tmp_path
         (["activate", "abc", "--database", "x.db"], "there is no such model"),
         (["train", "--profile", "huge"], "is not a profile"),
         (["train", "--set", "train.epochz=3"], "epochz"),
+        (["train", "--set", "model.heads=0"], "model.heads must be at least 1, not 0"),
+        (["train", "--set", "model.heads=2.5"], "model.heads=2.5 is not of type int"),
+        (["train", "--set", "model.dropout=1"], "model.dropout must be in [0, 1)"),
+        (["train", "--set", "model.views=[title,title]"], "model.views must hold title"),
+        (["train", "--set", "model.views=[body]"], "model.views[0]='body' is not one of"),
+        (
+            ["train", "--set", "model.encoder=transformer", "--set", "model.views=[title,abstract]"],
+            "model.encoder=words",
+        ),
+        (["train", "--set", "train.learning_rate=-1"], "train.learning_rate must be positive"),
+        (["train", "--set", "train.learning_rate=.inf"], "train.learning_rate must be positive"),
+        (["train", "--set", "train.clip=.nan"], "train.clip must be at least 0"),
+        (["train", "--set", "train.warmup=2"], "train.warmup is a share"),
+        (["train", "--set", "train.accumulate=3"], "train.batch_size must be a multiple"),
+        (["train", "--set", "train.schedule=steep"], "is not one of"),
+        (["train", "--set", "train.precision=fp8"], "is not one of"),
+        (["evaluate", "--data", "nowhere"], "there is no such model folder"),
         (["bench", "--suite", "none"], "is no suite"),
         (["bench", "--suite", "work", "--quick", "--peer", "x"], "is no peer"),
         (["export", "--model", "no-such"], "there is no such model folder"),
@@ -149,3 +187,29 @@ def test_train_evaluate_and_recommend_on_the_sample(tmp_path: Path) -> None:
     assert json.loads(nrms("recommend", "--history", "N12", "--json", cwd=tmp_path).stdout)["items"]
     file = tmp_path / "prediction.zip"
     assert nrms("evaluate", "--submission", file, "--limit", "20", cwd=tmp_path).returncode == 0 and file.is_file()
+
+
+def test_evaluate_writes_figures_plots_and_a_page(folder: Path, tmp_path: Path) -> None:
+    write_sample(tmp_path / "data", SampleConfig(articles=120, users=20, train=60, dev=20, candidates=8))
+    done = nrms("evaluate", "--model", folder, "--data", tmp_path / "data", "--output-dir", tmp_path / "o", "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 0 and found["report"] == str(tmp_path / "o" / "report.html"), done.stderr
+    page = (tmp_path / "o" / "report.html").read_text()
+    assert page.count("data:image/png;base64") == 2 and "://" not in page  # it stands alone
+    assert all(row["name"] in page for row in [*found["rows"], *found["slices"]])
+    written = json.loads((tmp_path / "o" / "results.json").read_text())
+    assert written["rows"] == found["rows"] and written["model_id"] == found["model_id"]
+    assert (tmp_path / "o" / "plots" / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_under_torchrun_one_process_writes_and_prints(tmp_path: Path) -> None:
+    write_sample(tmp_path / "data", SampleConfig(articles=120, users=20, train=60, dev=20, candidates=8))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "nrms.cli"]
+    command += ["train", "--data", "data", "--output-dir", "run", "--set", "train.epochs=1", "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)  # one object, of one process
+    assert found["articles"] == 120 and (tmp_path / "run" / "catalogue" / "catalogue.json").is_file()
+    assert nrms("recommend", "--model", tmp_path / "run", "--history", "N1", "--json").returncode == 0

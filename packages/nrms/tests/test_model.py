@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,17 @@ def test_the_padded_form_is_the_same_function(lengths: list[int]) -> None:
     padded, ragged = pool.padded(x, mask), pool(x[mask], counts)
     torch.testing.assert_close(padded, ragged, atol=1e-5, rtol=1e-4)
     assert (ragged[counts == 0] == 0).all() and (padded[counts == 0] == 0).all()
+
+
+def test_a_prior_is_added_to_every_user_vector() -> None:
+    config = replace(TINY, prior=True)
+    model, prior = tiny(config), torch.arange(8.0)
+    with torch.no_grad():
+        model.user_encoder.prior.copy_(prior)
+    vectors, mask = torch.randn(2, 3, 8), torch.tensor([[True, False, True], [False] * 3])
+    expected = torch.stack([slow_pool(model.user_encoder.pool, vectors[0][mask[0]]), torch.zeros(8)]) + prior
+    torch.testing.assert_close(model.encode_user(vectors, mask), expected, atol=1e-5, rtol=1e-4)
+    assert (NRMS(config, 30).user_encoder.prior == 0).all() and NRMS(TINY, 30).user_encoder.prior is None
 
 
 def test_length_groups() -> None:

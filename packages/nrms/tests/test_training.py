@@ -147,6 +147,12 @@ def test_a_run_learns_and_leaves_everything_behind(data: Path, tmp_path: Path) -
     again = ranking_metrics(score_log(best.model, log), log.known_labels(), log.candidates.lengths).means()
     assert again["auc"] == pytest.approx(result.best, abs=1e-9)
     assert any("clicks to learn from" in line for line in lines)
+    card = (tmp_path / "run" / "README.md").read_text()
+    line = next(row for row in validated if row["epoch"] == result.best_epoch)
+    assert f"epoch {result.best_epoch}: auc {line['dev_auc']:.4f}".lower() in card.lower().replace(
+        ", mean over the dev part's impressions", ""
+    )
+    assert "## Limits" in card and '"heads": 2' in card
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(data: Path, tmp_path: Path) -> None:
@@ -286,16 +292,16 @@ def start(data: Path, run: Path, config: NrmsConfig, resume: bool = False) -> su
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_can_be_resumed_to_the_same_bits(data: Path, tmp_path: Path, number: int) -> None:
-    config = changed(epochs=60)
+    config = changed(epochs=12)
     process = start(data, tmp_path / "cut", config)
     assert process.stdout is not None
-    while "update 20/" not in (line := process.stdout.readline()):
+    while "update 4/" not in (line := process.stdout.readline()):
         assert line, process.stderr and process.stderr.read()
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert "KeyboardInterrupt" in errors
     held = json.loads((tmp_path / "cut/checkpoints/last/progress.json").read_text())
-    assert 20 <= held["updates"] < 60 * 5
+    assert 4 <= held["updates"] < 12 * 5
     train(data, tmp_path / "cut", resume=True, device="cpu")
     train(data, tmp_path / "whole", config, device="cpu")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))

@@ -15,6 +15,7 @@ from latentlab_shared.errors import UserError
 from nrms.data.types import Floats
 from nrms.inference import Recommender
 from nrms.inference.catalogue import Catalogue, Entry, Filter, Found
+from nrms.inference.search import GraphSearch
 from nrms.model.folder import LoadedModel, load_model_dir
 from nrms.server.store import Changes, Store, StoredModel, Unavailable, now_ms
 
@@ -22,6 +23,7 @@ _log = logging.getLogger(__name__)
 
 Search = Literal["exact", "usearch", "database"]
 _POPULAR_DAYS = 7
+_RECALL_READERS = 20
 _POPULAR_EVERY = 15.0  # seconds between two countings
 
 
@@ -120,6 +122,7 @@ class Follower:
                 return False
             else:
                 return False
+            self._log_recall()
             self._seen = revision
             self.swapped_at = time.time()
             assert self.recommender is not None
@@ -139,6 +142,17 @@ class Follower:
         else:
             self.recommender.swap(loaded, source, popular)
         _log.info("model in place", extra={"model_id": model.id, "articles": len(self.recommender)})
+
+    def _log_recall(self) -> None:
+        """Say how many of the exact ten best articles a graph in memory finds, for a few random readers."""
+        assert self.recommender is not None
+        source = self.recommender.state.source
+        if not isinstance(source, GraphSearch) or not len(source):
+            return
+        rng = np.random.default_rng(0)
+        read = rng.integers(len(source), size=(_RECALL_READERS, 20))
+        users = [self.recommender.user_vector([source.catalogue.entries[row].id for row in rows]) for rows in read]
+        _log.info("graph in place", extra={"recall_at_10": round(source.recall(np.stack(users)), 4)})
 
     def _source(self, loaded: LoadedModel, model: StoredModel) -> Catalogue | DatabaseSource:
         if self._search == "database":
