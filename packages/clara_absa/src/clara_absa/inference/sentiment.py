@@ -127,10 +127,9 @@ class AspectSentiment:
         return [Memory(found, text, count, self.identity) for found, text, count in made]
 
     def _cache(self, folder: Path) -> Any:
-        from latentlab_shared.embeddings import TokenEmbeddingCache
-        from latentlab_shared.embeddings import Fingerprint as Print
+        from latentlab_shared.embeddings import Fingerprint, TokenEmbeddingCache
 
-        fingerprint = Print(
+        fingerprint = Fingerprint(
             encoder="clara_absa",
             weights_sha256=self.identity,
             max_length=self.config.memory.max_text_tokens,

@@ -1,0 +1,205 @@
+"""What the verbs do: data, training and evaluation joined into run folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from clara_absa.configs.base_config import ClaraConfig
+from clara_absa.configs.schema import Example
+from clara_absa.data_utils.splits import KINDS, Kind, Part, digest, read_part
+from latentlab_shared.config import from_dict, load_config
+from latentlab_shared.errors import UserError
+from latentlab_shared.runs import RunFolder, model_card
+
+Log = Callable[[str], None]
+RUNS = Path("runs/clara_absa")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run was trained on; saved with it.
+
+    Attributes:
+        data: "sample", a file or a folder.
+        task: "atsa", "acsa" or "joint".
+        limit: training sentences at most.
+        seed: of the generated data and of training.
+        teacher: a run whose answers are distilled.
+        clara: the model and its training.
+    """
+
+    data: str = "sample"
+    task: Kind = "atsa"
+    limit: int | None = None
+    seed: int = 0
+    teacher: str | None = None
+    clara: ClaraConfig = field(default_factory=ClaraConfig)
+
+
+def examples_of(
+    source: str, part: Part, task: Kind = "atsa", *, limit: int | None = None, seed: int = 0
+) -> list[Example]:
+    """Examples of a part of "sample", a file or a folder."""
+    if task not in KINDS:
+        raise UserError(f"{task!r} is not a task", "--task", f"Use one of: {', '.join(KINDS)}")
+    if source == "sample":
+        from clara_absa.sample.generator import sample_part
+
+        return sample_part(part, seed, limit)
+    return read_part(Path(source), part, task, limit=limit)
+
+
+def train_run(
+    output: Path,
+    settings: RunSettings,
+    *,
+    config_file: Path | None = None,
+    overrides: Iterable[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    quantise: bool = False,
+    log: Log = lambda _: None,
+    detail: Log = lambda _: None,
+    advance: Callable[[float], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Train a model into a run folder; with ``resume`` the run's own settings are read.
+
+    Returns:
+        Where the model is, and its validation figures.
+    """
+    if resume:
+        run = RunFolder.read(output)
+        settings = from_dict(RunSettings, run.config, output / "config.json")
+    else:
+        base = replace(settings.clara, train=replace(settings.clara.train, seed=settings.seed))
+        settings = replace(settings, clara=load_config(ClaraConfig, config_file, overrides, base))
+    config = settings.clara
+    train = examples_of(settings.data, "train", settings.task, limit=settings.limit, seed=settings.seed)
+    few = None if settings.limit is None else max(10, settings.limit // 8)
+    valid = examples_of(settings.data, "val", settings.task, limit=few, seed=settings.seed)
+    log(f"{len(train)} sentences to train on, {len(valid)} for validation, backbone {config.backbone}")
+
+    from clara_absa.inference.sentiment import AspectSentiment, choose_device
+    from clara_absa.logger import LocalLogger
+    from clara_absa.training.build import build
+    from clara_absa.training.fit import fit
+    from clara_absa.training.objectives import PackedObjective, SeedObjective
+    from clara_absa.training.schedules import make_schedule
+
+    device = choose_device(device)
+    built = build(config, train, quantise)
+    model, batcher = built.model.to(device), built.batcher
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    for target in built.targets:
+        log(f"adapter on {target.modules} x {target.name}: {target.parameters:,} parameters")
+    log(f"{trainable:,} of {sum(p.numel() for p in model.parameters()):,} parameters are trained, on {device}")
+    teachers = _teacher(settings, train, device, log)
+    items = [batcher.item(example, teacher) for example, teacher in zip(train, teachers, strict=True)]
+    schedule = make_schedule(config.loss).to(device)
+    kind = SeedObjective if config.recipe == "seed" else PackedObjective
+    objective = kind(model, batcher, items, config, schedule, device=device)
+
+    answerer = AspectSentiment(model, batcher.prompter.tokenizer, config, batcher.encoder_tokenizer, device)
+    run = (
+        RunFolder.resume(output)
+        if resume
+        else RunFolder.create(
+            output,
+            settings,
+            seed=settings.seed,
+            data={settings.data: digest(train + valid)},
+            packages=("accelerate",),
+            overwrite=overwrite,
+        )
+    )
+    with run:
+        curve = LocalLogger(run.path / "research_logs")
+
+        def note(epoch: int, values: dict[str, float]) -> None:
+            if resume:
+                run.rewind(epoch - 1)
+                curve.rewind("epoch", epoch - 1)
+            run.log(epoch, **values)
+            curve.log(epoch=epoch, **values)
+            detail(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+        def after_epoch(epoch: int) -> dict[str, float]:
+            answerer._identity = ""
+            return {f"val_{name}": value for name, value in score(answerer, valid).items()}
+
+        try:
+            fit(
+                model,
+                schedule,
+                objective,
+                config,
+                run=run.path,
+                resume=resume,
+                log=note,
+                after_epoch=after_epoch,
+                advance=advance,
+                device=device,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"go on with clara-absa train --resume {run.path}") from None
+        answerer._identity = ""
+        answerer.save_pretrained(run.path / "model")
+        results = {
+            "sentences": len(train),
+            "validation": score(answerer, valid),
+            "trained_parameters": trainable,
+            "adapter": {target.name: target.parameters for target in built.targets},
+        }
+        run.write_results(results)
+        card = _card(settings, results, run)
+        run.write_card(card)
+        (run.path / "model" / "README.md").write_text(card, encoding="utf-8")
+    return {"run": str(output), **results}
+
+
+def score(answerer: Any, examples: Sequence[Example], size: int | None = None) -> dict[str, float]:
+    """Accuracy and macro-F1 on examples."""
+    from clara_absa.evaluation.metrics import evaluate_metrics_pure_python
+
+    found = answerer.predict_batch([(e.text, e.aspects) for e in examples], size=size)
+    labels = [str(a.polarity) for e in examples for a in e.aspects]
+    metrics = evaluate_metrics_pure_python(labels, [r.polarity for each in found for r in each])
+    return {"accuracy": metrics["accuracy"], "macro_f1": metrics["macro_f1"]}
+
+
+def _teacher(settings: RunSettings, train: Sequence[Example], device: str, log: Log) -> list[Any]:
+    """The teacher's probabilities for the aspects of each sentence, or None for each."""
+    if settings.clara.loss.distill and not settings.teacher:
+        raise UserError("distillation needs a teacher", "loss.distill", "Give --teacher a run trained without memory")
+    if not settings.teacher or not settings.clara.loss.distill:
+        return [None] * len(train)
+    import torch
+
+    from clara_absa.configs.schema import POLARITIES
+    from clara_absa.inference.sentiment import AspectSentiment
+
+    log(f"asking the teacher {settings.teacher}")
+    teacher = AspectSentiment.from_pretrained(settings.teacher, device)
+    found = teacher.predict_batch([(example.text, example.aspects) for example in train])
+    return [torch.tensor([[r.probabilities[p] for p in POLARITIES] for r in each]) for each in found]
+
+
+def _card(settings: RunSettings, results: dict[str, Any], run: RunFolder) -> str:
+    scores = results["validation"]
+    memory = settings.clara.memory
+    return model_card(
+        "Aspect sentiment from memory tokens",
+        f"Compresses a sentence to {memory.tokens} vectors and answers what it says about an aspect "
+        f"(backbone {settings.clara.backbone}, reader {memory.reader}).",
+        {
+            "Use": f"`clara-absa predict 'TEXT' --aspect food --model {run.path}`",
+            "Training data": f"`{settings.data}`, {settings.task}, {results['sentences']} sentences",
+            "Validation": f"accuracy {scores['accuracy']:.3f}, macro-F1 {scores['macro_f1']:.3f}",
+            "Limits": "It knows the kind of text it was trained on: English restaurant sentences, three polarities.",
+        },
+        run,
+    )
