@@ -1,0 +1,428 @@
+"""The command ``clara-absa``: verbs that parse, call one function and print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from latentlab_shared.cli import (
+    ConfigFile,
+    Device,
+    DeviceName,
+    Host,
+    Limit,
+    Output,
+    OutputDir,
+    Port,
+    Resume,
+    Seed,
+    Sets,
+    input_text,
+    new_app,
+    run,
+    table,
+    verb,
+)
+from latentlab_shared.errors import UserError
+
+if TYPE_CHECKING:
+    from clara_absa.configs.schema import AspectSentimentResult
+
+app = new_app("clara-absa", "latentlab-clara-absa", "Aspect sentiment from a handful of memory tokens.")
+
+SAMPLE_RUN = Path("runs/clara_absa/sample")
+
+Data = Annotated[
+    str | None,
+    typer.Option("--data", help="sample, a file or a folder; else what was trained on.", envvar="CLARA_DATA"),
+]
+TaskOption = Annotated[str, typer.Option("--task", help="atsa (terms), acsa (categories) or joint.")]
+Model = Annotated[Path, typer.Option("--model", "-m", help="A run folder, or a saved model.")]
+Profile = Annotated[str, typer.Option("--profile", help="sample, scratch, light or phi.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw an earlier run in the folder away.")]
+Aspects = Annotated[
+    list[str] | None, typer.Option("--aspect", "-a", help="A term, or start:end characters; may be given many times.")
+]
+Size = Annotated[int | None, typer.Option("--size", min=1, help="Use only the first memory vectors.")]
+Abstain = Annotated[float, typer.Option("--abstain", min=0, max=1, help="No answer below this probability.")]
+
+
+@verb(app)
+def prepare(
+    out: Output,
+    source: Annotated[
+        str, typer.Option("--source", help="mams (downloads it), a folder, or an .xml, .csv, .jsonl or .txt file.")
+    ] = "mams",
+    output_dir: OutputDir = None,
+    task: TaskOption = "atsa",
+    limit: Limit = None,
+) -> None:
+    """Download MAMS (checksummed), or convert data to JSON lines; every malformed row is named."""
+    from clara_absa.data_utils.prepare import prepare_data
+
+    folder = output_dir or Path("data/raw")
+    with out.progress("downloading") as advance:
+        account = prepare_data(source, folder, task, limit=limit, advance=advance)
+    counted = ", ".join(f"{part} {held['sentences']} sentences" for part, held in account.items())
+    out.result({"folder": str(folder), "parts": account}, f"{folder}: {counted}")
+
+
+@verb(app)
+def train(
+    out: Output,
+    profile: Profile = "sample",
+    data: Data = None,
+    task: TaskOption = "atsa",
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", help="tiny, a hub id or a folder; the profile's by default.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="A run that reads the text; for loss.distill.")
+    ] = None,
+    quantise: Annotated[bool, typer.Option("--quantise", help="Load the backbone in 4 bits (QLoRA, a GPU).")] = False,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    output_dir: OutputDir = None,
+    resume: Resume = None,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    device: Device = DeviceName.auto,
+    limit: Limit = None,
+) -> None:
+    """Train a model into a run folder; with no options on generated sentences, in minutes."""
+    from dataclasses import replace
+
+    from clara_absa.configs.base_config import ClaraConfig
+    from clara_absa.pipeline import RUNS, RunSettings, train_run
+
+    if resume and (config or sets or data or backbone or teacher or limit or output_dir or overwrite):
+        raise UserError("the run keeps its own data and settings", "--resume", "Leave the other options out")
+    clara = ClaraConfig.default(profile)
+    clara = replace(clara, backbone=backbone) if backbone else clara
+    if profile != "sample" and not data and not resume:
+        raise UserError("this profile needs data", "--data", "Give a folder with train.xml and val.xml")
+    settings = RunSettings(data or "sample", task, limit, seed, teacher, clara)  # type: ignore[arg-type]  # checked there
+    # The quickstart is run again and again: its own folder, and nothing else, is replaced without asking.
+    folder = resume or output_dir or RUNS / profile
+    with out.progress("training") as advance:
+        results = train_run(
+            folder,
+            settings,
+            config_file=config,
+            overrides=sets or (),
+            resume=resume is not None,
+            overwrite=overwrite or (folder == SAMPLE_RUN and profile == "sample"),
+            device=device.value,
+            quantise=quantise,
+            log=out.log,
+            detail=out.debug,
+            advance=advance,
+        )
+    out.log(f"the model is in {folder}; try: clara-absa predict --demo --model {folder}")
+    rows = [{"figure": name, "validation": value} for name, value in results["validation"].items()]
+    out.result(results, table(rows, title=f"{folder}: {results['sentences']} training sentences"))
+
+
+@verb(app)
+def pretrain(
+    out: Output,
+    data: Annotated[str, typer.Option("--data", help="sample, a file or a folder.", envvar="CLARA_DATA")] = "sample",
+    task: TaskOption = "atsa",
+    text: Annotated[
+        list[Path] | None, typer.Option("--text", help="A plain text file to learn from too; may be given many times.")
+    ] = None,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the texts.")] = 10,
+    width: Annotated[int, typer.Option("--width", min=16, help="Width of the backbone.")] = 128,
+    layers: Annotated[int, typer.Option("--layers", min=1, help="Layers of the backbone.")] = 4,
+    output_dir: OutputDir = None,
+    resume: Resume = None,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    device: Device = DeviceName.auto,
+    limit: Limit = None,
+) -> None:
+    """Train a small backbone as a language model; then: train --backbone DIR/backbone."""
+    from clara_absa.pretraining import PretrainSettings, pretrain_run
+
+    folder = resume or output_dir or Path("runs/clara_absa/backbone")
+    settings = PretrainSettings(data, task, tuple(map(str, text or ())), epochs, width, layers, seed, limit)
+    with out.progress("pretraining") as advance:
+        results = pretrain_run(
+            folder,
+            settings,
+            resume=resume is not None,
+            overwrite=overwrite,
+            device=device.value,
+            log=out.log,
+            detail=out.debug,
+            advance=advance,
+        )
+    out.result(results, f"{results['backbone']}: perplexity {results['perplexity']:.2f} on held-out text")
+
+
+@verb(app)
+def evaluate(
+    out: Output,
+    model: Model = SAMPLE_RUN,
+    data: Data = None,
+    task: TaskOption = "atsa",
+    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "val",
+    against: Annotated[
+        Path | None, typer.Option("--against", help="Another model, such as one that reads the text.")
+    ] = None,
+    generate: Annotated[bool, typer.Option("--generate", help="Also measure extraction and reconstruction.")] = False,
+    output_dir: OutputDir = None,
+    device: Device = DeviceName.auto,
+    limit: Limit = None,
+) -> None:
+    """Measure a model on held-out sentences, baselines and probes beside it; results.json, plots, report.html."""
+    from clara_absa.evaluation.run import evaluate_run
+
+    results = evaluate_run(
+        model,
+        data=data,
+        task=task,
+        split=split,
+        against=against,
+        generate=generate,
+        output=output_dir,
+        device=device.value,
+        limit=limit,
+        log=out.log,
+    )
+    title = f"{results['questions']} aspects of {results['sentences']} sentences"
+    out.result(
+        results,
+        [table(results["answers"], title=title), table(results["groups"]), f"report: {results['report']}"],
+    )
+
+
+@verb(app)
+def predict(
+    out: Output,
+    source: Annotated[
+        str | None, typer.Argument(help="A text, a file with one text per line, or - for stdin.", show_default=False)
+    ] = None,
+    aspects: Aspects = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Use the built-in example.")] = False,
+    memory: Annotated[Path | None, typer.Option("--memory", help="A file of `compress`, instead of a text.")] = None,
+    model: Model = SAMPLE_RUN,
+    mode: Annotated[str, typer.Option("--mode", help="score, or generate: let the model write.")] = "score",
+    size: Size = None,
+    abstain: Abstain = 0.0,
+    device: Device = DeviceName.auto,
+    limit: Limit = None,
+) -> None:
+    """The sentiment of aspects; without --aspect the model looks for them. PyABSA's markup names them in the text."""
+    from clara_absa.inference import AspectSentiment, Memory
+    from clara_absa.inference.ask import ask
+
+    if memory is not None and (source or demo):
+        raise UserError("a memory stands for its text", "--memory", "Leave the text out")
+    asked = [_aspect(one) for one in aspects or ()]
+    texts = _texts(source, demo, limit) if memory is None else []
+    answerer = AspectSentiment.from_pretrained(model, device=device.value)
+    if demo and not asked:
+        from clara_absa.sample.generator import demo as built_in
+
+        asked = list(built_in().aspects)
+    answers = ask(
+        answerer, texts, asked, Memory.load(memory) if memory else None, mode=mode, size=size, abstain=abstain
+    )
+    records = [{"text": text, "aspects": [r.to_dict() for r in found]} for text, found in answers]
+    if out.json:
+        out.result(records[0] if len(records) == 1 else {"texts": records})
+    else:
+        out.result({}, "\n".join(_line(text, found, len(answers) > 1) for text, found in answers))
+
+
+def _aspect(given: str) -> Any:
+    start, colon, end = given.partition(":")
+    return (int(start), int(end)) if colon and start.isdecimal() and end.isdecimal() else given
+
+
+def _texts(source: str | None, demo: bool, limit: int | None) -> list[str]:
+    """The texts to ask about: the built-in one, the argument itself, or the lines of a file or of stdin."""
+    if demo:
+        from clara_absa.sample.generator import demo as built_in
+
+        return [built_in().text]
+    if source is None:
+        raise UserError("nothing to read", "clara-absa predict", "Give a text, a file, - for stdin, or --demo")
+    if source != "-" and not Path(source).is_file():
+        if "\n" not in source and (source.endswith((".txt", ".csv", ".jsonl")) or source.startswith(("/", "./"))):
+            raise UserError("there is no such file", source, "Give a text, a file, or - for stdin")
+        return [source]
+    with input_text(source) as file:
+        try:
+            texts = [line.rstrip("\r\n") for line in file if line.strip()]
+        except UnicodeDecodeError as error:
+            raise UserError(f"not UTF-8 text (byte {error.start})", source) from None
+    if not texts:
+        raise UserError("there is no text here", source)
+    return texts[:limit]
+
+
+def _line(text: str, results: list[AspectSentimentResult], with_text: bool) -> str:
+    found = [f"{r.aspect.term}\t{r.polarity or 'no answer'}\t{r.confidence:.2f}" for r in results]
+    found = found or ["no aspect found"]
+    return "\n".join([text, *(f"  {line}" for line in found)] if with_text else found)
+
+
+@verb(app)
+def compress(
+    out: Output,
+    source: Annotated[
+        str | None, typer.Argument(help="A text, a file with one text per line, or - for stdin.", show_default=False)
+    ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Use the built-in example.")] = False,
+    model: Model = SAMPLE_RUN,
+    output_dir: OutputDir = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option("--cache-dir", help="Also keep memories in the shared cache here.")
+    ] = None,
+    device: Device = DeviceName.auto,
+    limit: Limit = None,
+) -> None:
+    """Write the memory of each text as safetensors; `predict --memory FILE` asks it."""
+    from clara_absa.inference import AspectSentiment
+
+    folder = output_dir or Path("memories")
+    texts = _texts(source, demo, limit)
+    memories = AspectSentiment.from_pretrained(model, device=device.value).compress_batch(texts, cache_dir)
+    rows = []
+    for number, memory in enumerate(memories, 1):
+        path = folder / f"{number:05d}.safetensors"
+        memory.save(path)
+        rows.append({"file": str(path), "tokens": memory.tokens, "memory": len(memory.vectors), "ratio": memory.ratio})
+    out.result({"memories": rows}, table(rows))
+
+
+@verb(app)
+def sweep(
+    out: Output,
+    model: Model = SAMPLE_RUN,
+    data: Data = None,
+    task: TaskOption = "atsa",
+    sizes: Annotated[list[int] | None, typer.Option("--size", min=1, help="k; may be given many times.")] = None,
+    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "val",
+    device: Device = DeviceName.auto,
+    limit: Limit = None,
+) -> None:
+    """Accuracy of one model for each number of memory vectors."""
+    from clara_absa.evaluation.run import sweep_run
+
+    rows = sweep_run(model, sizes or (), data=data, task=task, split=split, device=device.value, limit=limit)
+    out.result({"rows": rows}, table(rows))
+
+
+@verb(app)
+def reproduce(
+    out: Output,
+    backbone: Annotated[
+        str, typer.Option("--backbone", help="A hub id or a folder.")
+    ] = "microsoft/Phi-3.5-mini-instruct",
+    data: Annotated[
+        str | None, typer.Option("--data", help="MAMS; downloaded if left out.", envvar="CLARA_DATA")
+    ] = None,
+    quantise: Annotated[bool, typer.Option("--quantise", help="Load the backbone in 4 bits.")] = False,
+    sets: Sets = None,
+    output_dir: OutputDir = None,
+    seed: Seed = 0,
+    device: Device = DeviceName.auto,
+    limit: Limit = None,
+) -> None:
+    """The seed's experiment in one command: MAMS, Phi-3.5, eight memory tokens, evaluation; needs a GPU."""
+    from dataclasses import replace
+
+    from clara_absa.configs.base_config import ClaraConfig
+    from clara_absa.data_utils.prepare import prepare_data
+    from clara_absa.evaluation.run import evaluate_run
+    from clara_absa.pipeline import RUNS, RunSettings, train_run
+
+    folder = output_dir or RUNS / "reproduce"
+    if data is None:
+        data = "data/raw"
+        with out.progress("downloading") as advance:
+            prepare_data("mams", Path(data), "atsa", advance=advance)
+    clara = replace(ClaraConfig.default("phi"), backbone=backbone)
+    settings = RunSettings(data, "atsa", limit, seed, None, clara)
+    resuming = (folder / "config.json").is_file()
+    with out.progress("training") as advance:
+        train_run(
+            folder,
+            settings,
+            overrides=() if resuming else sets or (),
+            resume=resuming,
+            device=device.value,
+            quantise=quantise,
+            log=out.log,
+            detail=out.log,
+            advance=advance,
+        )
+    results = evaluate_run(folder, device=device.value, generate=True, log=out.log)
+    out.result(results, table(results["answers"]))
+
+
+@verb(app)
+def serve(
+    out: Output,
+    model: Model = SAMPLE_RUN,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    device: Device = DeviceName.auto,
+) -> None:
+    """Serve the API and its page until Ctrl-C."""
+    from clara_absa.inference import AspectSentiment
+    from clara_absa.serving.app import serve
+
+    serve(AspectSentiment.from_pretrained(model, device=device.value), host, port, log=out.log)
+
+
+@verb(app)
+def bench(
+    out: Output,
+    sentences: Annotated[int, typer.Option("--sentences", min=8, help="Sentences to measure on.")] = 32,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Interleaved rounds; medians are given.")] = 3,
+    vocabulary: Annotated[int, typer.Option("--vocabulary", min=300, help="Tokens of the backbone.")] = 4000,
+    data: Annotated[str, typer.Option("--data", help="sample, a file or a folder.", envvar="CLARA_DATA")] = "sample",
+    output_dir: OutputDir = None,
+    seed: Seed = 0,
+) -> None:
+    """Measure training and prediction beside the seed's way, on one model in CPU time."""
+    from clara_absa.bench import run_bench
+
+    results = run_bench(
+        sentences=sentences,
+        repeats=repeats,
+        vocabulary=vocabulary,
+        data=data,
+        seed=seed,
+        output=output_dir,
+        log=out.log,
+    )
+    out.result({"results": results}, table(results))
+
+
+@verb(app)
+def export(
+    out: Output,
+    model: Model = SAMPLE_RUN,
+    output_dir: OutputDir = None,
+) -> None:
+    """Write a model in one plain folder: adapter merged, safetensors; answers are compared with the original's."""
+    from clara_absa.inference.export import export_model
+
+    written = export_model(model, output_dir or Path("exports/clara_absa"))
+    out.result({"files": written}, table(written))
+
+
+def main() -> None:
+    """Run the command and leave with its exit code."""
+    run(app, "clara-absa")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""A model on held-out sentences: baselines, probes, groups and intervals side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clara_absa.configs.schema import POLARITIES, AspectSentimentResult, Example
+from clara_absa.evaluation.generation import measure_writing
+from clara_absa.evaluation.metrics import (
+    Question,
+    TermPrior,
+    compression,
+    evaluate_metrics_pure_python,
+    groups_of,
+    questions_of,
+)
+from clara_absa.inference.sentiment import AspectSentiment
+from clara_absa.pipeline import RunSettings, examples_of
+from latentlab_shared.config import from_dict
+from latentlab_shared.errors import UserError
+from latentlab_shared.files import write_json
+from latentlab_shared.metrics.classification import brier_score, expected_calibration_error
+from latentlab_shared.metrics.statistics import bootstrap_interval, paired_bootstrap
+from latentlab_shared.provenance import environment
+from latentlab_shared.runs import RunFolder
+
+BINS = 15
+
+
+def settings_of(model: Path) -> RunSettings | None:
+    """What a run was trained on; None for a saved model without its run."""
+    if not (model / "environment.json").is_file():
+        return None
+    return from_dict(RunSettings, RunFolder.read(model).config, model / "config.json")
+
+
+def _parts(
+    model: Path, data: str | None, task: str, split: str, limit: int | None
+) -> tuple[list[Example], list[Example], str]:
+    """Sentences to measure on, training sentences, and where they are from."""
+    settings = settings_of(model)
+    if settings is None and data is None:
+        raise UserError("this is a model without its run", model, "Give --data")
+    source = data or (settings.data if settings else "sample")
+    seed = settings.seed if settings else 0
+    task = settings.task if settings and data is None else task
+    examples = examples_of(source, split, task, limit=limit, seed=seed)  # type: ignore[arg-type]  # checked there
+    return examples, examples_of(source, "train", task, seed=seed), source  # type: ignore[arg-type]
+
+
+def probabilities(results: Sequence[Sequence[AspectSentimentResult]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Probabilities of all answers, (N, 3)."""
+    return np.array([[r.probabilities[p] for p in POLARITIES] for each in results for r in each])
+
+
+def measure(
+    name: str, questions: Sequence[Question], answers: Sequence[str], hard: Sequence[int], seed: int = 0
+) -> dict[str, Any]:
+    """A row of the table of answers: figures, and the accuracy's interval over sentences.
+
+    Args:
+        name: of the row.
+        questions: the items.
+        answers: to them.
+        hard: indices of the pos-and-neg subset.
+        seed: of the bootstrap.
+    """
+    labels = [q.label for q in questions]
+    right = np.array([a == b for a, b in zip(labels, answers, strict=True)], float)
+    interval = bootstrap_interval(right, clusters=[q.sentence for q in questions], resamples=2000, seed=seed)
+    row: dict[str, Any] = {"answers": name, **evaluate_metrics_pure_python(labels, answers)}
+    row["low"], row["high"] = interval.low, interval.high
+    row["pos and neg"] = float(right[list(hard)].mean()) if hard else None
+    return row
+
+
+def probes(answerer: AspectSentiment, examples: Sequence[Example], seed: int = 0) -> dict[str, list[Tensor]]:
+    """Memories that should be worth nothing: of another sentence, mixed from all sentences, and zero."""
+    vectors = [memory.vectors for memory in answerer.compress_batch([example.text for example in examples])]
+    rng = np.random.default_rng(seed)
+    turned = [vectors[(i + 1) % len(vectors)] for i in range(len(vectors))]
+    table = torch.cat(vectors)
+    mixed = table[torch.from_numpy(rng.permutation(len(table)))].split([len(v) for v in vectors])
+    return {
+        "another sentence's memory": turned,
+        "shuffled memory": list(mixed),
+        "zero memory": [torch.zeros_like(v) for v in vectors],
+    }
+
+
+def evaluate_run(
+    model: Path,
+    *,
+    data: str | None = None,
+    task: str = "atsa",
+    split: str = "val",
+    against: Path | None = None,
+    generate: bool = False,
+    output: Path | None = None,
+    device: str = "auto",
+    limit: int | None = None,
+    log: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Evaluate a model and write ``results.json``, ``plots/`` and ``report.html``.
+
+    Args:
+        model: a run folder, or a saved model.
+        data: the source of the sentences; None takes the run's own.
+        task: with ``data``: "atsa", "acsa" or "joint".
+        split: the part.
+        against: another model for a paired comparison, such as one that reads the text.
+        generate: also measure extraction and reconstruction.
+        output: where to write; None takes the run folder.
+        device: "auto", "cpu", "cuda" or "mps".
+        limit: sentences at most.
+        log: told what happens.
+    """
+    from clara_absa.evaluation.report import write_report
+
+    examples, train, source = _parts(model, data, task, split, limit)
+    folder = output or model
+    log(f"{len(examples)} sentences of the {split} part of {source}")
+    answerer = AspectSentiment.from_pretrained(model, device=device)
+    questions = questions_of(examples)
+    groups = groups_of(examples, train)
+    hard = groups["pos and neg"]
+    asked = [(example.text, example.aspects) for example in examples]
+    found = answerer.predict_batch(asked)
+    given = {"model": [str(r.polarity) for each in found for r in each]}
+    prior = TermPrior(train)
+    given["aspect prior"] = [prior.predict(q.term) for q in questions]
+    given["most frequent"] = [prior.majority] * len(questions)
+    if answerer.config.memory.reader != "none":
+        for name, vectors in probes(answerer, examples).items():
+            answers = answerer._answer(vectors, [e.aspects for e in examples], None, 0.0, "score")
+            given[name] = [str(r.polarity) for each in answers for r in each]
+    if against is not None:
+        log(f"asking {against}")
+        other = AspectSentiment.from_pretrained(against, device=device)
+        given[str(against.name)] = [str(r.polarity) for each in other.predict_batch(asked) for r in each]
+    rows = [measure(name, questions, answers, hard) for name, answers in given.items()]
+    labels = np.array([POLARITIES.index(q.label) for q in questions])  # type: ignore[arg-type]  # a label is one
+    p = probabilities(found)
+    right = p.argmax(1) == labels
+    ours = np.array([a == q.label for a, q in zip(given["model"], questions, strict=True)], float)
+    differences = []
+    for name, answers in given.items():
+        if name != "model":
+            theirs = np.array([a == q.label for a, q in zip(answers, questions, strict=True)], float)
+            clusters = [q.sentence for q in questions]
+            gap = paired_bootstrap(ours, theirs, clusters=clusters, resamples=2000)
+            differences.append(
+                {"model minus": name, "points": 100 * gap.estimate, "low": 100 * gap.low, "high": 100 * gap.high}
+            )
+    results: dict[str, Any] = {
+        "data": source,
+        "split": split,
+        "sentences": len(examples),
+        "questions": len(questions),
+        "answers": rows,
+        "differences": differences,
+        "groups": [
+            {"group": name, "aspects": len(some), "accuracy": float(ours[some].mean()) if some else None}
+            for name, some in groups.items()
+        ],
+        "calibration": {
+            "ece": expected_calibration_error(p.max(1), right.astype(int), BINS),
+            "brier": brier_score(p, labels),
+            "bins": BINS,
+        },
+    }
+    if answerer.config.memory.reader != "none":
+        results["compression"] = _compression(answerer, examples)
+        if generate:
+            log("writing texts and lists of aspects")
+            results["writing"] = measure_writing(answerer, examples)
+    results["report"] = str(write_report(folder, results, examples, found, model))
+    write_json(folder / "results.json", {**results, "environment": environment(0, {source: str(len(examples))})})
+    return results
+
+
+def _compression(answerer: AspectSentiment, examples: Sequence[Example]) -> dict[str, float]:
+    texts = [answerer.batcher.prompter.text(example.text) for example in examples]
+    slots = [answerer.batcher.slots(answerer.batcher.read(example.text)) for example in examples]
+    config: Any = answerer.model._causal.config
+    heads = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
+    return compression([len(t) for t in texts], slots, answerer.model.width, 2 * 2 * config.num_hidden_layers * heads)
+
+
+def sweep_run(
+    model: Path,
+    sizes: Sequence[int] = (),
+    *,
+    data: str | None = None,
+    task: str = "atsa",
+    split: str = "val",
+    device: str = "auto",
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
+    """Accuracy and macro-F1 with the first k memory vectors, for each k.
+
+    Args:
+        model: a run folder, or a saved model.
+        sizes: k; none for those the model was trained for, or its one.
+        data: see `evaluate_run`.
+        task: see `evaluate_run`.
+        split: see `evaluate_run`.
+        device: see `evaluate_run`.
+        limit: see `evaluate_run`.
+    """
+    examples, _, _ = _parts(model, data, task, split, limit)
+    answerer = AspectSentiment.from_pretrained(model, device=device)
+    memory = answerer.config.memory
+    questions = questions_of(examples)
+    hard = groups_of(examples, [])["pos and neg"]
+    rows = []
+    for size in sizes or memory.sizes or (memory.tokens,):
+        found = answerer.predict_batch([(e.text, e.aspects) for e in examples], size=size)
+        row = measure(f"k={size}", questions, [str(r.polarity) for each in found for r in each], hard)
+        rows.append({"k": size, **{key: row[key] for key in ("accuracy", "low", "high", "macro_f1", "pos and neg")}})
+    return rows
