@@ -1,0 +1,167 @@
+"""Training and prediction beside the seed's way: the same weights, the same machine, interleaved, in CPU time."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from clara_absa.configs.base_config import ClaraConfig, LossConfig, MemoryConfig
+from clara_absa.configs.schema import Example
+from clara_absa.data_utils.batches import Batcher
+from clara_absa.data_utils.prompts import Prompter
+from clara_absa.inference.sentiment import AspectSentiment
+from clara_absa.model.clara import FastClaraModel
+from clara_absa.pipeline import examples_of
+from clara_absa.sample.backbone import make_backbone, train_tokenizer
+from clara_absa.training.objectives import Objective, PackedObjective, SeedObjective
+from clara_absa.training.schedules import make_schedule
+from latentlab_shared.provenance import write_table
+
+_ASPECTS = 4
+
+
+def run_bench(
+    *,
+    sentences: int = 32,
+    repeats: int = 3,
+    vocabulary: int = 4000,
+    data: str = "sample",
+    seed: int = 0,
+    output: Path | None = None,
+    log: Callable[[str], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Measure; medians over interleaved repeats.
+
+    Args:
+        sentences: to train on and to ask about.
+        repeats: rounds.
+        vocabulary: tokens of the backbone, at most.
+        data: where the sentences are from.
+        seed: of the weights.
+        output: also write ``bench.json`` here.
+        log: told what is measured.
+
+    Returns:
+        A row for each way: what is counted, how many per CPU second, and the ratio to the way it replaces.
+    """
+    train = examples_of(data, "train", seed=seed)
+    tokenizer = train_tokenizer(train, vocabulary)
+    examples = train[:sentences]
+    log(f"training: {sentences} sentences, vocabulary {len(tokenizer)}")
+    rows = _training(examples, tokenizer, repeats, seed)
+    log(f"prediction: {sentences} sentences")
+    rows += _prediction(examples, tokenizer, repeats, seed)
+    if output is not None:
+        shaped = [{"name": row["way"], "metrics": {k: v for k, v in row.items() if k != "way"}} for row in rows]
+        command = f"clara-absa bench --sentences {sentences} --repeats {repeats} --vocabulary {vocabulary}"
+        write_table(output / "bench.json", shaped, command=command, data=Path(data).name, seeds=[seed])
+    return rows
+
+
+def _model(tokenizer: Any, memory: MemoryConfig, seed: int) -> tuple[FastClaraModel, Batcher]:
+    import torch
+
+    backbone = make_backbone(tokenizer, seed=seed)
+    torch.manual_seed(seed)
+    return FastClaraModel(backbone, memory), Batcher(Prompter(tokenizer), memory)
+
+
+def _medians(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """CPU seconds of each way; the ways take turns, so that a slow moment meets all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for name, call in ways.items():  # once before, unmeasured
+        call()
+    for _ in range(repeats):
+        for name, call in ways.items():
+            start = time.process_time()
+            call()
+            seconds[name].append(time.process_time() - start)
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def _training(examples: Sequence[Example], tokenizer: Any, repeats: int, seed: int) -> list[dict[str, Any]]:
+    """Forward and backward passes of all tasks of the sentences: packed, and as the seed does it."""
+    base = ClaraConfig(backbone="tiny", loss=LossConfig(schedule="constant", alpha=(1.0, 1.0), beta=(1.0, 1.0)))
+    base = replace(base, lora=replace(base.lora, rank=0))
+    model, batcher = _model(tokenizer, base.memory, seed)
+    items = [batcher.item(example) for example in examples]
+    schedule = make_schedule(base.loss)
+    packed = PackedObjective(model, batcher, items, base, schedule)
+    padded = SeedObjective(model, batcher, items, replace(base, recipe="seed"), schedule)
+    samples = len(padded.samples)
+
+    def passes(objective: Objective, size: int, count: int) -> Callable[[], None]:
+        def call() -> None:
+            model.train()
+            for start in range(0, count, size):
+                for loss, _ in objective.parts(range(start, min(start + size, count)), 0, 0.5):
+                    loss.backward()  # type: ignore[no-untyped-call]
+            model.zero_grad()
+
+        return call
+
+    # The seed's batch is four samples; the same number of samples, at least, is in one of our batches.
+    some = min(samples, 16)
+    seconds = _medians({"packed": passes(packed, 16, len(items)), "seed": passes(padded, 4, some)}, repeats)
+    fast, slow = samples / seconds["packed"], some / seconds["seed"]
+    return [
+        {"way": "train, recipe seed", "unit": "task samples", "per CPU second": slow, "ratio": 1.0},
+        {"way": "train, packed and shared", "unit": "task samples", "per CPU second": fast, "ratio": fast / slow},
+    ]
+
+
+def _prediction(examples: Sequence[Example], tokenizer: Any, repeats: int, seed: int) -> list[dict[str, Any]]:
+    """Aspects answered: one by one by writing, in one batch by scoring, from kept memories, and by reading the text."""
+    base = ClaraConfig(backbone="tiny", memory=MemoryConfig(tokens=8))
+    base = replace(base, lora=replace(base.lora, rank=0))
+    model, _ = _model(tokenizer, base.memory, seed)
+    answerer = AspectSentiment(model, tokenizer, base)
+    reading = replace(base, memory=MemoryConfig(reader="none"))
+    reader = AspectSentiment(FastClaraModel(model.backbone, reading.memory), tokenizer, reading)
+    terms = [a.term for example in examples for a in example.aspects]
+    asked = [
+        (e.text, [terms[(i * _ASPECTS + j) % len(terms)] for j in range(_ASPECTS)]) for i, e in enumerate(examples)
+    ]
+    memories = answerer.compress_batch([text for text, _ in asked])
+    few = asked[:4]
+
+    def from_memory() -> None:
+        vectors = [memory.vectors for memory in memories]
+        aspects = [answerer._aspects(text, given) for text, given in asked]
+        answerer._answer(vectors, aspects, None, 0.0, "score")
+
+    def one_by_one() -> None:
+        for text, given in few:
+            for aspect in given:
+                answerer.predict(text, [aspect], mode="generate")
+
+    def read_again() -> None:
+        reader.predict_batch([(text, [aspect]) for text, given in asked for aspect in given])
+
+    seconds = _medians(
+        {
+            "one": one_by_one,
+            "batch": lambda: answerer.predict_batch(asked) and None,
+            "memory": from_memory,
+            "again": read_again,
+            "prefix": lambda: reader.predict_batch(asked) and None,
+        },
+        repeats,
+    )
+    total = len(asked) * _ASPECTS
+    rates = {name: total / value for name, value in seconds.items()} | {"one": len(few) * _ASPECTS / seconds["one"]}
+    names = {
+        "one": ("predict, one by one, writing", "one"),
+        "batch": ("predict, packed, scoring", "one"),
+        "again": (f"read the text again for each of {_ASPECTS} aspects", "again"),
+        "prefix": (f"read the text once for {_ASPECTS} aspects", "again"),
+        "memory": (f"kept memory, {_ASPECTS} aspects", "again"),
+    }
+    return [
+        {"way": name, "unit": "aspects", "per CPU second": rates[key], "ratio": rates[key] / rates[to]}
+        for key, (name, to) in names.items()
+    ]
