@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from latentlab_shared.config import from_dict, load_config
 from latentlab_shared.errors import UserError
+from latentlab_shared.files import atomic_path, read_json, write_json
+from latentlab_shared.provenance import environment, write_table
 from latentlab_shared.runs import RunFolder, model_card
 from seq2seq_keras.config import PRESETS, Settings
 from seq2seq_keras.data import Account, Columns, Example, read_parts
@@ -155,6 +159,158 @@ def train_run(
     return {"run": str(output), **results}
 
 
+def evaluate_run(
+    model: Path,
+    *,
+    data: str | None = None,
+    part: str = "test",
+    protocol: str = "repaired",
+    beam: int | None = None,
+    limit: int | None = None,
+    output: Path | None = None,
+    table: Path | None = None,
+    name: str = "model",
+    log: Log = lambda _: None,
+) -> dict[str, Any]:
+    """Evaluate a run and write ``results.json``, ``plots/`` and ``report.html``.
+
+    Args:
+        model: a run folder.
+        data: another source than the run's own.
+        part: "test" or "valid".
+        protocol: "repaired", or "seed": the references that the seed scored against.
+        beam: width, instead of the run's own.
+        limit: texts at most.
+        output: where to write; the run folder by default.
+        table: a results table to write besides; rows of the same name in it are replaced, other rows kept.
+        name: of the model's row in the table.
+        log: told what happens.
+
+    Raises:
+        UserError: for a part that is not there or a protocol that is not known.
+    """
+    if protocol not in ("repaired", "seed"):
+        raise UserError(f"{protocol!r} is not a protocol", "--protocol", "Use repaired or seed")
+    if part not in ("test", "valid"):
+        raise UserError(f"{part!r} is not a held-out part", "--part", "Use test or valid")
+    asked = settings_of(model)
+    asked = replace(asked, data=data or asked.data)
+    parts = read_run_parts(asked)
+    examples = parts[part][:limit]
+    if not examples:
+        raise UserError(f"the {part} part is empty", asked.data)
+
+    from seq2seq_keras.evaluation import evaluate, references_of, seed_protocol
+    from seq2seq_keras.evaluation.report import write_report
+    from seq2seq_keras.inference.summarizer import Summarizer
+
+    summarizer = Summarizer.load(model)
+    decode = summarizer.settings.decode
+    decode = replace(decode, beam=beam, n_best=1) if beam else decode
+    if protocol == "seed":
+        references = seed_protocol(parts["train"], examples, summarizer)
+        kept = [(e, r) for e, r in zip(examples, references, strict=True) if r]
+        examples, references = [e for e, _ in kept], [r for _, r in kept]
+    else:
+        references = references_of(examples, summarizer)
+    found = evaluate(summarizer, examples, references, config=decode, log=log)
+    folder = output or model
+    report = write_report(folder, found, f"seq2seq-keras: {model.name}")
+    shown = asked.data if asked.data == "sample" else Path(asked.data).name
+    results = {
+        "data": shown,
+        "part": part,
+        "protocol": protocol,
+        "beam": decode.beam,
+        "texts": found.texts,
+        "signature": found.signature,
+        "rows": found.rows,
+        "gains": found.gains,
+        "behaviour": found.behaviour,
+    }
+    hashes = {f"{asked.data} ({part})": digest(examples)}
+    write_json(folder / "results.json", {**results, "environment": environment(asked.settings.train.seed, hashes)})
+    if table is not None:
+        _add_to_table(table, results, name, asked)
+    return {**results, "report": str(report)}
+
+
+def _add_to_table(path: Path, results: dict[str, Any], name: str, asked: RunSettings) -> None:
+    """Write or extend a results table: baselines once, and a row for each model that was evaluated."""
+    rows = [{**row, "name": name} if row["name"] == "model" else row for row in results["rows"]]
+    rows[0]["metrics"] |= {k: v for k, v in results["behaviour"][0].items() if k != "name"}
+    if path.is_file():
+        old = [row for row in read_json(path)["rows"] if row["name"] not in {r["name"] for r in rows}]
+        rows = [*old, *rows]
+    write_table(
+        path,
+        rows,
+        command=f"seq2seq-keras evaluate --part {results['part']} --protocol {results['protocol']}",
+        data=f"{results['data']}, {results['texts']} texts of the {results['part']} part",
+        seeds=[asked.settings.train.seed],
+        rouge=results["signature"],
+    )
+
+
+def prepare(
+    source: str,
+    output: Path,
+    *,
+    split: str = "auto",
+    columns: Columns | None = None,
+    labels: str = "repaired",
+    limit: int | None = None,
+    skip_bad: bool = False,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Convert any source to ``train``, ``valid`` and ``test`` JSONL shards with summaries.
+
+    Args:
+        source: "sample", a file or a folder.
+        output: the folder; it must not hold shards yet.
+        split: see ``read_parts``.
+        columns: of tables.
+        labels: "repaired" or "seed_exact", for texts without a summary.
+        limit: training examples at most.
+        skip_bad: leave malformed rows out.
+        seed: of the sample.
+
+    Returns:
+        The examples of each part, what was left out, and how well the sentence splitter does on hard cases.
+    """
+    from seq2seq_keras.data.hard_cases import splitter_accuracy
+
+    shards = {part: output / f"{part}.jsonl.gz" for part in ("train", "valid", "test")}
+    if any(path.exists() for path in shards.values()):
+        raise UserError("the folder holds prepared data already", output, "Choose another --output-dir")
+    if labels not in ("repaired", "seed_exact"):
+        raise UserError(f"{labels!r} is not a kind of label", "--labels", "Use repaired or seed_exact")
+    account = Account()
+    parts = read_parts(source, split=split, columns=columns, limit=limit, skip_bad=skip_bad, account=account, seed=seed)
+    config = replace(Settings().data, labels="seed_exact" if labels == "seed_exact" else "repaired")
+    hashes = {}
+    for part, path in shards.items():
+        examples = with_labels(parts[part], config)
+        hashes[part] = digest(examples)
+        with atomic_path(path) as temporary, gzip.open(temporary, "wt", encoding="utf-8") as file:
+            for e in examples:
+                row = {"id": e.id, "text": e.text, "summary": e.summary, "group": e.group, "date": e.date}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    counts = {part: len(examples) for part, examples in parts.items()}
+    one_sentence = sum(e.summary == e.text for e in with_labels(parts["train"], config))
+    found = {
+        "examples": counts,
+        "duplicates": account.duplicates,
+        "empty": account.empty,
+        "malformed": account.malformed,
+        "summary_is_text": one_sentence,
+        "splitter": splitter_accuracy(config.splitter),
+        "sha256": hashes,
+    }
+    write_json(output / "prepared.json", found)
+    return {"folder": str(output), **found}
+
+
 def _card(asked: RunSettings, summarizer: Summarizer, results: dict[str, Any], run: RunFolder) -> str:
     labels = asked.settings.data.labels
     return model_card(
@@ -162,7 +318,7 @@ def _card(asked: RunSettings, summarizer: Summarizer, results: dict[str, Any], r
         f"One-sentence summaries: encoder-decoder with attention, {results['parameters']:,} parameters.",
         {
             "Use": f"`seq2seq-keras summarize article.txt --model {run.path}`",
-            "Training data": f"`{asked.data}`, {results['examples']} texts; {labels} pseudo-summaries where it has none",
+            "Training data": f"`{asked.data}`, {results['examples']} texts; {labels} labels where it has no summaries",
             "Validation": f"- loss per word {results['valid_loss']:.4f} after {results['epochs']} epochs",
             "Limits": "It knows the kind of text it was trained on. Names and numbers can be wrong: check them.",
         },

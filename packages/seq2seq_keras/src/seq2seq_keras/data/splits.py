@@ -103,7 +103,7 @@ def read_parts(
 
 
 def _part_files(folder: Path) -> dict[str, Path]:
-    found = {}
+    found: dict[str, Path] = {}
     for part, names in _FILES.items():
         for name in names:
             for suffix in _KEPT_SUFFIXES:

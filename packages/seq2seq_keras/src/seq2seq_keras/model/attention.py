@@ -62,8 +62,8 @@ class BahdanauAttention(keras.layers.Layer):  # type: ignore[misc]  # Keras has 
         projected = ops.matmul(query, self.w1) if self.project else query
         hidden = projected[:, :, None, :] + keys[:, None, :, :]  # (B, T, S, A)
         if covered is not None:
-            hidden = hidden + covered[:, None, :, None] * self.w_coverage
-        score = ops.sum(self.v * ops.tanh(hidden), axis=-1)  # (B, T, S)
+            hidden = hidden + ops.multiply(covered[:, None, :, None], self.w_coverage)
+        score = ops.sum(ops.multiply(ops.tanh(hidden), self.v), axis=-1)  # (B, T, S)
         real = ops.cast(mask, score.dtype)[:, None, :]
         weights = ops.softmax(score + (1.0 - real) * _MASKED, axis=-1) * real
         return ops.matmul(weights, value), weights

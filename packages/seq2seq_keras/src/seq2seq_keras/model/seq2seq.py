@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import keras
@@ -170,6 +170,15 @@ class Seq2Seq(keras.Model):  # type: ignore[misc]  # Keras has no types
         source, target_in = inputs
         memory, state = self.encode(source, training)
         return self.decode_teacher_forced(target_in, state, memory, training).logits
+
+    def without_dropout(self) -> Seq2Seq:
+        """A copy for inference: Keras draws numbers for dropout even where it is off, which loops and exports feel."""
+        if not self.settings.dropout:
+            return self
+        made = Seq2Seq(self.vocabulary_size, replace(self.settings, dropout=0.0), self.covering)
+        for ours, theirs in zip(made.weights, self.weights, strict=True):
+            ours.assign(theirs)
+        return made
 
     def get_config(self) -> dict[str, Any]:
         """What ``from_config`` takes; plain values."""

@@ -20,9 +20,7 @@ def _list(words: str) -> list[str]:
 _HEADS = _list("al bar cor dun el fen gar hol is jor kel lin mor nor os pel quin ros sel tor ul ven wes yar zel")
 _MIDDLES = [*_list("a e i o u an en er il or am es ar in ul"), ""]
 _TAILS = _list("by dale den field ford ham haven holm ley mere mouth port stad sted stone ton vik wick worth")
-_FIRMS = _list(
-    "Cement Chemicals Energy Fisheries Foods Holdings Lithium Logistics Mining Paper Power Shipping Solar Steel"
-)
+_FIRMS = _list("Cement Chemicals Energy Fisheries Foods Holdings Logistics Mining Paper Power Shipping Solar Steel")
 _BODIES = _list("council harbour-board water-authority forest-agency port-authority farmers-union")
 
 

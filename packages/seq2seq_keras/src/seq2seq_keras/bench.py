@@ -1,0 +1,136 @@
+"""Ratios measured side by side in one run: decoding against the seed's loop, beam against greedy, training speed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+
+from latentlab_shared.errors import RunFailed
+from seq2seq_keras.config import PRESETS, DecodeConfig, ModelConfig
+from seq2seq_keras.data.encode import Encoded
+from seq2seq_keras.data.types import Ids
+from seq2seq_keras.data.vocabulary import SPECIAL
+from seq2seq_keras.inference.seed_models import SeedDecoder
+from seq2seq_keras.inference.summarizer import compile_search
+from seq2seq_keras.model.seq2seq import Seq2Seq
+from seq2seq_keras.training import Trainer
+
+Log = Callable[[str], None]
+
+_VOCABULARY, _SOURCE, _WORDS = 10_000, 50, 18
+_BATCH = 64
+
+
+def run_bench(
+    *, repeats: int = 3, seed: int = 0, parts: Sequence[str] = ("decode", "beam", "train"), log: Log = lambda _: None
+) -> list[dict[str, Any]]:
+    """Measure, and return one row per comparison.
+
+    The model has the seed's sizes and random weights, its logits spread so that rounding decides nothing. Every summary
+    is 18 words long. What is compared runs in turns; medians are given.
+
+    Args:
+        repeats: rounds.
+        seed: of weights and texts.
+        parts: of "decode", "beam" and "train".
+        log: told what is being measured.
+
+    Raises:
+        RunFailed: if two ways of decoding give different ids.
+    """
+    keras.utils.set_random_seed(seed)
+    rng = np.random.default_rng(seed)
+    texts = rng.integers(len(SPECIAL), _VOCABULARY, (_BATCH, _SOURCE)).astype(np.int32)
+    rows: list[dict[str, Any]] = []
+    if "decode" in parts or "beam" in parts:
+        model = Seq2Seq(_VOCABULARY, replace(ModelConfig(), dropout=0.0))
+        model.projection.kernel.assign(rng.normal(0, 1.0, model.projection.kernel.shape))
+        if "decode" in parts:
+            rows += _decoding(model, texts, repeats, log)
+        if "beam" in parts:
+            rows.append(_beam(model, texts, repeats, log))
+    if "train" in parts:
+        rows += _training(texts, rng, repeats, log)
+    return rows
+
+
+def _decoding(model: Seq2Seq, texts: Ids, repeats: int, log: Log) -> list[dict[str, Any]]:
+    config = DecodeConfig(min_length=_WORDS, no_repeat_ngram=0)
+    seed_loop = SeedDecoder(model, _SOURCE, _WORDS + 1, config)
+    compiled = compile_search(model, _WORDS + 1, config)
+    compiled(texts[:1], texts[:1]), compiled(texts, texts), seed_loop.decode_sequence(texts[:1])
+    rows = []
+    for count in (1, _BATCH):
+        log(f"decoding {count} texts, the seed's loop and the compiled one in turns")
+        slow, fast, same = [], [], True
+        for _ in range(repeats if count == 1 else 1):
+            seconds, one_by_one = _timed(lambda: [seed_loop.decode_sequence(t[None]) for t in texts[:count]])  # noqa: B023
+            slow.append(seconds)
+            for _ in range(5):
+                seconds, found = _timed(lambda: np.asarray(compiled(texts[:count], texts[:count])[0]))  # noqa: B023
+                fast.append(seconds)
+            same &= [row[:_WORDS].tolist() for row in found[:, 0]] == one_by_one
+        if not same:
+            raise RunFailed("the compiled loop gives other ids than the per-token loop", "bench")
+        rows.append(_row(f"decode {count}: per-token predict / compiled loop", slow, fast, same_ids=True))
+    return rows
+
+
+def _beam(model: Seq2Seq, texts: Ids, repeats: int, log: Log) -> dict[str, Any]:
+    log(f"beam 4 and greedy on {_BATCH} texts in turns")
+    rules = DecodeConfig(min_length=_WORDS)
+    greedy = compile_search(model, _WORDS + 1, rules)
+    beam = compile_search(model, _WORDS + 1, replace(rules, beam=4))
+    greedy(texts, texts), beam(texts, texts)
+    slow, fast = [], []
+    for _ in range(max(5, repeats)):
+        slow.append(_timed(lambda: np.asarray(beam(texts, texts)[0]))[0])
+        fast.append(_timed(lambda: np.asarray(greedy(texts, texts)[0]))[0])
+    return _row(f"beam 4 / greedy, {_BATCH} texts", slow, fast)
+
+
+def _training(texts: Ids, rng: Any, repeats: int, log: Log) -> list[dict[str, Any]]:
+    """Examples per second of the presets at batch 60, and of tied against projected logits."""
+    target = rng.integers(len(SPECIAL), _VOCABULARY, (_BATCH, _WORDS)).astype(np.int32)
+    batch = Encoded(texts, target, _VOCABULARY).batch(np.arange(60))
+    small = PRESETS["small"].model
+    models = {
+        "full": PRESETS["full"].model,
+        "small": small,
+        "small with a 512 x 10,000 projection": replace(small, tied_output=False),
+    }
+    trainers = {}
+    for name, config in models.items():
+        log(f"compiling the training step: {name}")
+        trainers[name] = Trainer(Seq2Seq(_VOCABULARY, config), PRESETS["small"].train)
+        trainers[name].train_step(*batch)
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    log("training steps in turns")
+    for _ in range(max(3, repeats)):
+        for name, trainer in trainers.items():
+            seconds[name].append(_timed(lambda: float(trainer.train_step(*batch)[0]))[0])  # noqa: B023
+    rows = []
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        parameters = trainers[name].model.count_params()
+        metrics = {"examples_per_second": 60 / median, "seconds": median, "parameters": parameters}
+        rows.append({"name": f"train {name}, batch 60", "metrics": metrics})
+    return rows
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.perf_counter()
+    found = work()
+    return time.perf_counter() - started, found
+
+
+def _row(name: str, slow: list[float], fast: list[float], **more: Any) -> dict[str, Any]:
+    slower, faster = statistics.median(slow), statistics.median(fast)
+    metrics = {"ratio": slower / faster, "seconds": slower, "other_seconds": faster, "runs": len(slow), **more}
+    return {"name": name, "metrics": metrics}
