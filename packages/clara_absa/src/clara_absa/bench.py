@@ -73,7 +73,7 @@ def _model(tokenizer: Any, memory: MemoryConfig, seed: int) -> tuple[FastClaraMo
 def _medians(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
     """CPU seconds of each way; the ways take turns, so that a slow moment meets all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for name, call in ways.items():  # once before, unmeasured
+    for call in ways.values():  # once before, unmeasured
         call()
     for _ in range(repeats):
         for name, call in ways.items():
@@ -104,14 +104,51 @@ def _training(examples: Sequence[Example], tokenizer: Any, repeats: int, seed: i
 
         return call
 
-    # The seed's batch is four samples; the same number of samples, at least, is in one of our batches.
+    # The seed's batch is four samples. Memory is compared for the same samples in one pass.
     some = min(samples, 16)
     seconds = _medians({"packed": passes(packed, 16, len(items)), "seed": passes(padded, 4, some)}, repeats)
     fast, slow = samples / seconds["packed"], some / seconds["seed"]
+    few = range(min(6, len(items)))
+    same = [index for index, sample in enumerate(padded.samples) if sample[0] in few]
+    kept = {name: _kept(objective, units) for name, objective, units in (("p", packed, few), ("s", padded, same))}
     return [
         {"way": "train, recipe seed", "unit": "task samples", "per CPU second": slow, "ratio": 1.0},
         {"way": "train, packed and shared", "unit": "task samples", "per CPU second": fast, "ratio": fast / slow},
+        {
+            "way": f"kept for backward, {len(same)} samples, recipe seed",
+            "unit": "MiB",
+            "amount": kept["s"],
+            "ratio": 1.0,
+        },
+        {
+            "way": f"kept for backward, {len(same)} samples, packed",
+            "unit": "MiB",
+            "amount": kept["p"],
+            "ratio": kept["p"] / kept["s"],
+        },
     ]
+
+
+def _kept(objective: Objective, units: Sequence[int]) -> float:
+    """MiB of tensors that a forward pass keeps for the backward pass, each storage once, weights left out."""
+    import torch
+
+    model: Any = objective.model  # type: ignore[attr-defined]  # both objectives have one
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    held: dict[int, int] = {}
+    alive: list[Any] = []  # a freed storage's address could come again
+
+    def keep(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            held[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        for _ in objective.parts(units, 0, 0.5):
+            pass
+    return sum(held.values()) / 2**20
 
 
 def _prediction(examples: Sequence[Example], tokenizer: Any, repeats: int, seed: int) -> list[dict[str, Any]]:
