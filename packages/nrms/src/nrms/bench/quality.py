@@ -39,7 +39,7 @@ def measure_quality(folder: Path, seeds: Sequence[int], quick: bool, peer: Path 
             log(f"seed {seed}: recommenders AUC {found['auc']:.4f} in {found['cpu']:.0f} CPU-s")
     rows = _rows("sample", ours, 0.85, 90.0, f"{len(seeds)} seeds, dev part, after 6 epochs")
     if theirs:
-        rows += _rows("sample, recommenders 1.2.1", theirs, None, None, "the first seed; the same files, sizes and epochs, rate 2e-3")
+        rows += _rows("sample, recommenders 1.2.1", theirs, None, None, "first seed, same files and sizes, rate 2e-3")
     return rows
 
 
