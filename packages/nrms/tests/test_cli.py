@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from factory import make_news
+from factory import make_model, make_news
 
 from latentlab_shared.cli import run
 from nrms.cli import app
@@ -110,6 +110,20 @@ def test_an_empty_database_gets_the_articles_of_the_model(folder: Path, tmp_path
     done = nrms("recommend", "--model", folder, "--database", database, "--history", "N1", "-k", "2", "--json")
     from_files = nrms("recommend", "--model", folder, "--history", "N1", "-k", "2", "--json")
     assert json.loads(done.stdout)["items"] == json.loads(from_files.stdout)["items"]
+
+
+def test_a_model_that_was_trained_again_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    database, home = f"sqlite:///{tmp_path / 'x.db'}", tmp_path / "model"
+    answers = []
+    for seed in (1, 2):
+        made = Recommender(make_model(home, seed=seed))
+        made.add(make_news(20 + seed))
+        made.save_pretrained(home)
+        done = nrms("recommend", "--model", home, "--database", database, "--history", "N1", "-k", "30", "--json")
+        assert done.returncode == 0, done.stderr
+        answers.append(json.loads(done.stdout))
+        assert answers[-1]["model_id"] == made.model_id and len(answers[-1]["items"]) == 19 + seed
+    assert answers[0]["model_id"] != answers[1]["model_id"]
 
 
 @pytest.mark.parametrize(

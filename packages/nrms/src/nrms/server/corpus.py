@@ -17,6 +17,7 @@ from nrms.inference.catalogue import Catalogue
 from nrms.inference.recommender import CATALOGUE, Recommender
 from nrms.inference.search import ExactSearch
 from nrms.model.folder import LoadedModel, load_model_dir
+from nrms.server.article_recommender.calculate_embeddings import embed_pending
 from nrms.server.store import Read, Store, StoredModel
 from nrms.server.store.articles import to_ms
 
@@ -119,19 +120,29 @@ def put_catalogue(store: Store, model: LoadedModel, folder: Path) -> StoredModel
 def make_ready(store: Store, folder: Path, log: Callable[[str], None] = lambda _: None) -> StoredModel:
     """The active model of a store; an empty store first gets the model of ``folder`` and its catalogue.
 
+    Where the active model's folder is ``folder`` and holds another model by now (it was trained again), that one is put
+    in its place, with vectors of all articles.
+
     Raises:
         UserError: if the store has articles but no active model, or is empty and there is no model.
     """
     active = store.models.active()
     if active is not None:
-        return active
-    if store.articles.count():
+        if Path(active.folder) != folder.resolve():
+            return active
+        model = load_model_dir(folder)
+        if model.model_id == active.id:
+            return active
+        log(f"{folder} holds another model than {store.database.name}: it is put in place")
+    elif store.articles.count():
         fix = f"Embed and activate one: nrms embed --model {folder} --activate"
         raise UserError("the database has articles but no active model", store.database.name, fix)
-    model = load_model_dir(folder)
+    else:
+        model = load_model_dir(folder)
     if not (folder / CATALOGUE).is_dir():
         fix = f"Add articles: nrms embed --model {folder} --data FOLDER --activate"
-        raise UserError("the database is empty", store.database.name, fix)
+        raise UserError("there are no embedded articles beside the model", folder, fix)
     stored = put_catalogue(store, model, folder)
-    log(f"{store.database.name}: added {store.articles.count()} articles of {folder}")
+    embed_pending(store, model, stored.folder)
+    log(f"{store.database.name}: {store.articles.count()} articles, model {stored.id[:12]} of {folder}")
     return store.models.activate(stored.id)
