@@ -339,25 +339,39 @@ def test_the_start_is_ridge_regression_and_each_articles_own_has_not_seen_it():
     assert np.abs(again[part != part[4]] - own[part != part[4]]).max() > 0.1
 
 
-def test_the_confidence_is_logistic_regression():
+def test_the_confidence_is_a_regression_scaled_by_a_logistic_regression():
     """Against scikit-learn, on the signs and the event that the function names."""
     model = fit(TRAIN, VALID, config(epochs=1))
-    many = [made(number) for number in range(100, 180)]
-    calibrate(model, many, penalty=3.0, batch_size=7)
-    batch = Batch.collate(many)
-    with torch.no_grad():
-        found = model(batch)
-        signs = quality_signs(batch, found.y, model.center, found.attention).double().numpy()
-    near = torch.nn.functional.cosine_similarity(found.y, batch.target, dim=-1)
-    event = (near > near.quantile(0.5)).numpy()
-    scaled = (signs - signs.mean(0)) / signs.std(0)
-    expected = LogisticRegression(C=1 / 3.0, tol=1e-10, max_iter=5000).fit(scaled, event).predict_proba(scaled)[:, 1]
-    np.testing.assert_allclose(found.quality, model(batch).quality.detach(), atol=1e-6)
-    np.testing.assert_allclose(found.quality, expected, atol=1e-3)
+    held_out = [made(number) for number in range(100, 180)]
+    starts = torch.from_numpy(CrossFit(TRAIN, 3, 0).starts(0.3))
+
+    def look(articles, start=None):
+        batch = Batch.collate(articles)
+        with torch.no_grad():
+            found = model(batch, start=start)
+            signs = quality_signs(batch, found.y, model.center, found.attention).double().numpy()
+        return signs, torch.nn.functional.cosine_similarity(found.y, batch.target, dim=-1).double().numpy()
+
+    (seen, near), (unseen, reached) = look(TRAIN, starts), look(held_out)
+    mean, std = seen.mean(0), seen.std(0)
+    regression = Ridge(alpha=0.1 * len(TRAIN)).fit((seen - mean) / std, near)
+    score = regression.predict((unseen - mean) / std)
+    score = ((score - score.mean()) / score.std())[:, None]
+    event = reached > np.median(reached)
+    expected = LogisticRegression(C=1.0, tol=1e-10, max_iter=5000).fit(score, event).predict_proba(score)[:, 1]
+    calibrate(model, TRAIN, held_out, starts=starts, penalty=0.1, batch_size=7)
+    np.testing.assert_allclose(model(Batch.collate(held_out)).quality.detach(), expected, atol=1e-3)
     before = copy.deepcopy(model)
-    calibrate(model, many, penalty=3.0)
+    calibrate(model, TRAIN, held_out, starts=starts, penalty=0.1)
     for name, value in before.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_articles_that_are_all_alike_leave_the_weights_finite():
+    model = fit(TRAIN, VALID, config(epochs=0))
+    calibrate(model, [TRAIN[0]] * 5, [VALID[0]] * 4)
+    assert model.quality.weight.isfinite().all() and model.quality.bias.isfinite()
+    assert model(Batch.collate(VALID)).quality.isfinite().all()
 
 
 # -- the seed's loop ---------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ _NEAREST = 6  # sentences
 class QualityHead(nn.Module):
     """The probability that a prediction is nearer to the true summary than the typical one is.
 
-    The weights are buffers, not parameters: they are fitted after training, on articles that the training has not
-    seen (``training.calibration``). Before that every probability is one half.
+    The weights are buffers, not parameters: they are fitted after training and scaled on articles that the training has
+    not seen (``training.calibration``). Before that every probability is one half.
     """
 
     mean: Tensor

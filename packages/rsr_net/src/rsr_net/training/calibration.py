@@ -1,60 +1,89 @@
-"""Fitting the refiner's confidence on articles that its training has not seen."""
+"""Fitting the refiner's confidence: what to look at, on training articles; how sure to be, on held-out ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from rsr_net.data.types import ArticleVectors, Batch
 from rsr_net.model.quality import quality_signs
 from rsr_net.model.refiner import Refiner
 
+_SLOPE_PENALTY = 1.0  # articles: keeps the slope finite where a score separates the few held-out ones
+
 
 @torch.no_grad()
-def calibrate(model: Refiner, valid: Sequence[ArticleVectors], *, penalty: float = 5.0, batch_size: int = 64) -> None:
-    """Fit ``model.quality`` in place: logistic regression by Newton's method, with an L2 penalty.
+def calibrate(
+    model: Refiner,
+    train: Sequence[ArticleVectors],
+    valid: Sequence[ArticleVectors],
+    *,
+    starts: Tensor | None = None,
+    penalty: float = 1e-3,
+    batch_size: int = 64,
+) -> None:
+    """Fit ``model.quality`` in place, in two parts.
 
-    The event is that cos(y_hat, y_true) lies above its median over these articles, so a model that knows nothing says
-    one half. Training articles would make it overconfident: there the predictions are better than they will be.
+    The direction is a ridge regression of cos(y_hat, y_true) on the signs of training articles, of which there are
+    many. Its score then becomes a probability by a logistic regression on held-out articles: a slope and an intercept.
+    Training articles alone would make it overconfident, because there the predictions are better than they will be.
+
+    The event is that the cosine lies above its median over the held-out articles, so a model that knows nothing says
+    one half.
 
     Args:
         model: a trained refiner.
+        train: training articles with targets.
         valid: held-out articles with targets; at least two.
-        penalty: of the squared weights, in articles.
+        starts: starts that have not seen the training articles' targets (``ridge.CrossFit``), (N, D); None takes the
+            model's.
+        penalty: of the squared weights of the direction, relative to an article's squared error.
         batch_size: articles refined together.
     """
-    signs, near = [], []
-    for at in range(0, len(valid), batch_size):
-        batch = Batch.collate(valid[at : at + batch_size]).to(model.center.device)
-        assert batch.target is not None
-        found = model(batch)
-        signs.append(quality_signs(batch, found.y, model.center, found.attention).double())
-        near.append(F.cosine_similarity(found.y, batch.target, dim=-1))
-    x, cosines = torch.cat(signs), torch.cat(near)  # (N, SIGNS), (N,)
-    y = (cosines > cosines.quantile(0.5)).double()
+    x, cosines = _signs(model, train, starts, batch_size)  # (N, SIGNS), (N,)
     mean, std = x.mean(0), x.std(0, unbiased=False).clamp_min(1e-6)
-    x = torch.cat([(x - mean) / std, torch.ones_like(x[:, :1])], dim=-1)
-    ridge = torch.full((x.shape[1],), penalty, dtype=x.dtype, device=x.device)
-    ridge[-1] = 1e-6  # the bias is free
-    w = torch.zeros(x.shape[1], dtype=x.dtype, device=x.device)
-    for _ in range(50):
-        p = torch.sigmoid(x @ w)
-        gradient = x.T @ (p - y) + ridge * w
-        hessian = (x * (p * (1 - p))[:, None]).T @ x + ridge.diag()
-        change = torch.linalg.solve(hessian, gradient)
-        w = w - change
-        if float(change.abs().max()) < 1e-9:
-            break
+    x = (x - mean) / std
+    eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    direction = torch.linalg.solve(x.T @ x / len(x) + penalty * eye, x.T @ (cosines - cosines.mean()) / len(x))
+
+    signs, cosines = _signs(model, valid, None, batch_size)
+    score = (signs - mean) / std @ direction  # (M,)
+    middle, spread = score.mean(), score.std(unbiased=False).clamp_min(1e-6)
+    slope, intercept = _logistic((score - middle) / spread, (cosines > cosines.quantile(0.5)).double())
     head = model.quality
     head.mean.copy_(mean)
     head.std.copy_(std)
-    head.weight.copy_(w[:-1])
-    head.bias.copy_(w[-1])
+    head.weight.copy_(direction * slope / spread)
+    head.bias.copy_(intercept - slope * middle / spread)
 
 
-def median_cosine(cosines: Sequence[float]) -> float:
-    """The threshold of the event, for reports."""
-    return float(np.median(cosines))
+def _signs(
+    model: Refiner, articles: Sequence[ArticleVectors], starts: Tensor | None, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """The signs of articles, (N, SIGNS), and the cosine of each prediction with its target, (N,)."""
+    signs, near = [], []
+    for at in range(0, len(articles), batch_size):
+        batch = Batch.collate(articles[at : at + batch_size]).to(model.center.device)
+        assert batch.target is not None
+        found = model(batch, start=None if starts is None else starts[at : at + batch_size].to(model.center.device))
+        signs.append(quality_signs(batch, found.y, model.center, found.attention).double())
+        near.append(F.cosine_similarity(found.y, batch.target, dim=-1).double())
+    return torch.cat(signs), torch.cat(near)
+
+
+def _logistic(score: Tensor, event: Tensor) -> tuple[Tensor, Tensor]:
+    """Slope and intercept of a logistic regression on one standardised score, (M,), by Newton's method."""
+    x = torch.stack([score, torch.ones_like(score)], dim=-1)  # (M, 2)
+    ridge = x.new_tensor([_SLOPE_PENALTY, 1e-6])  # the intercept is free
+    w = x.new_zeros(2)
+    for _ in range(50):
+        p = torch.sigmoid(x @ w)
+        gradient = x.T @ (p - event) + ridge * w
+        change = torch.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + ridge.diag(), gradient)
+        w = w - change
+        if float(change.abs().max()) < 1e-9:
+            break
+    return w[0], w[1]

@@ -23,7 +23,7 @@ from rsr_net.training.ridge import CrossFit
 
 # Parameters that grow with D; the others are few, and learn at twice the rate with hardly any decay.
 _WIDE = ("gain_by_component", "to_latent.weight", "from_latent.weight")
-_STANDARDISED_ON = 2048  # articles
+_STANDARDISED_ON = 4096  # articles, which also show what a good prediction looks like
 _LENGTH_JITTER = 8  # sentences by which articles of one batch may differ beyond their order
 _TEMPERATURE = 0.05
 
@@ -133,7 +133,7 @@ def _fit(
         if run is not None:
             state.save(run)
     best = best.cpu().eval()
-    calibrate(best, valid)
+    calibrate(best, [train[i] for i in some], valid, starts=own[some])
     return best
 
 
