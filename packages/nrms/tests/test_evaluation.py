@@ -196,10 +196,9 @@ def test_the_sample_is_seeded_and_leaks_nothing_from_the_future() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_sample_is_learnt_far_beyond_popularity(seed: int, tmp_path: Path) -> None:
-    write_sample(tmp_path / "data", SampleConfig(seed=seed))
-    result = train(tmp_path / "data", tmp_path / "run", sample_config(seed), device="cpu")
+def test_the_sample_is_learnt_far_beyond_popularity(tmp_path: Path) -> None:
+    write_sample(tmp_path / "data")
+    result = train(tmp_path / "data", tmp_path / "run", sample_config(), device="cpu")
     rows = {row["name"]: row for row in evaluate(tmp_path / "run", tmp_path / "data", resamples=200).rows}
     assert result.best is not None and result.best >= 0.85
     assert rows["NRMS"]["interval"]["auc"][0] > rows["popularity"]["interval"]["auc"][1] + 0.1
