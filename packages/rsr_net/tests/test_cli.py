@@ -229,9 +229,9 @@ def test_folds_and_their_ablation_come_from_one_verb(tmp_path):
             file.write("\n".join(rows))
     given = ["--data", tmp_path, "--encoder", "tiny", "--seeds", 1, "--folds", 2, "-q", "-o", "out"]
     rsr("folds", *given, cwd=tmp_path)
-    rsr("folds", *given, "--ablate", cwd=tmp_path)
+    rsr("folds", *given, "--ablate", 1, cwd=tmp_path)
     held = json.loads((tmp_path / "out/ablation.json").read_text())
-    assert held["command"].endswith("--encoder tiny --seeds 1 --folds 2 --ablate") and str(tmp_path) not in str(held)
+    assert held["command"].endswith("--encoder tiny --seeds 1 --folds 2 --ablate 1") and str(tmp_path) not in str(held)
     assert held["rows"][0]["name"] == "recipe" and (tmp_path / "out/embedding_tiny.json").is_file()
     assert "--data" in one_line(rsr("folds", "--data", "absent", cwd=tmp_path, code=2))
 

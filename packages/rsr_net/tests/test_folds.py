@@ -196,5 +196,6 @@ def test_the_ablation_compares_each_variant_with_the_recipe_and_goes_on(data, tm
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert run_ablation(data, tmp_path, encoder="tiny", folds=2) == rows
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == stamps
+    assert run_ablation(data, tmp_path, encoder="tiny", folds=2, few=1)[0]["metrics"] != rows[0]["metrics"]
     path = write_ablation(tmp_path, rows, command="rsr-net folds --ablate", data="articles", seeds=(0,))
     assert json.loads(path.read_text())["rows"][0]["name"] == "recipe"

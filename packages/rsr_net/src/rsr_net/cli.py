@@ -354,7 +354,9 @@ def folds(
     work_dir: Annotated[Path, typer.Option("--work-dir", help="Embeddings and finished folds; kept.")] = Path(
         "runs/rsr_net/folds"
     ),
-    ablate: Annotated[bool, typer.Option("--ablate", help="Instead: the recipe with one thing changed.")] = False,
+    ablate: Annotated[
+        int, typer.Option("--ablate", min=0, help="Instead: the recipe with one thing changed, on so many folds.")
+    ] = 0,
     output_dir: OutputDir = None,
     limit: Limit = None,
 ) -> None:
@@ -372,15 +374,17 @@ def folds(
     command += f" --limit {limit}" if limit else ""
     try:
         if ablate:
-            rows = run_ablation(data, work_dir, encoder=encoder, seeds=chosen, folds=count, limit=limit, log=out.log)
+            rows = run_ablation(
+                data, work_dir, encoder=encoder, seeds=chosen, folds=count, few=ablate, limit=limit, log=out.log
+            )
         else:
             found = run_folds(data, work_dir, encoder=encoder, seeds=chosen, folds=count, limit=limit, log=out.log)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("finished folds are kept; the same command goes on") from None
     if ablate:
         if output_dir is not None:
-            about = f"CNN/DailyMail, full-length articles in {count} folds, encoder {encoder}"
-            path = write_ablation(output_dir, rows, command=f"{command} --ablate", data=about, seeds=chosen)
+            about = f"CNN/DailyMail, full-length articles, {min(ablate, count)} of {count} folds, encoder {encoder}"
+            path = write_ablation(output_dir, rows, command=f"{command} --ablate {ablate}", data=about, seeds=chosen)
             out.log(f"wrote {path}")
         out.result({"ablation": rows}, table([{"name": row["name"], **row["metrics"]} for row in rows]))
         return

@@ -61,10 +61,13 @@ def run_ablation(
     encoder: str = "lsa",
     seeds: Sequence[int] = (0,),
     folds: int = 5,
+    few: int | None = None,
     limit: int | None = None,
     log: Log = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """Train every variant on every fold, or go on with it; see ``folds.run_folds`` for the arguments.
+    """Train every variant on every fold, or on the first ``few``; a finished one is not trained again.
+
+    The other arguments are those of ``folds.run_folds``.
 
     Returns:
         Rows with R² at the last step, at three times the depth, centred R@1, and the difference in R² to the recipe
@@ -73,7 +76,7 @@ def run_ablation(
     full = list(chain.from_iterable(read_part(data_dir / name) for name in FULL))[:limit]
     short = read_part(data_dir / SHORT)[: None if limit is None else 3 * limit]
     done: dict[str, list[dict[str, Any]]] = {}
-    for number in range(folds):
+    for number in range(folds)[:few]:
         fold: Fold | None = None
         for seed in seeds:
             path = work_dir / f"ablation-{encoder.replace('/', '-')}-{limit}-{folds}-{number}-{seed}.json"

@@ -23,7 +23,8 @@ from rsr_net.training.ridge import CrossFit
 
 # Parameters that grow with D; the others are few, and learn at twice the rate with hardly any decay.
 _WIDE = ("gain_by_component", "to_latent.weight", "from_latent.weight")
-_STANDARDISED_ON = 4096  # articles, which also show what a good prediction looks like
+_STANDARDISED_ON = 2048  # articles
+_CALIBRATED_ON = 4096
 _LENGTH_JITTER = 8  # sentences by which articles of one batch may differ beyond their order
 _TEMPERATURE = 0.05
 
@@ -95,7 +96,8 @@ def _fit(
         model.base.copy_(torch.from_numpy(base))
         model.base_bias.copy_(torch.from_numpy(bias))
         model.center.copy_(torch.from_numpy(fits.whole.y / fits.whole.count))
-    some = rng.permutation(len(train))[:_STANDARDISED_ON]
+    order = rng.permutation(len(train))
+    some = order[:_STANDARDISED_ON]
     _standardise(model, [train[i] for i in some], own[some], settings.batch_size)
     model.to(device)
     averaged = copy.deepcopy(model).eval()
@@ -133,6 +135,7 @@ def _fit(
         if run is not None:
             state.save(run)
     best = best.cpu().eval()
+    some = order[:_CALIBRATED_ON]
     calibrate(best, [train[i] for i in some], valid, starts=own[some])
     return best
 
