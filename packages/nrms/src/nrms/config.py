@@ -9,7 +9,6 @@ from typing import Any, Literal
 from latentlab_shared.config import from_dict, to_dict
 
 View = Literal["title", "abstract", "category"]
-VIEWS: tuple[View, ...] = ("title", "abstract", "category")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Logs of other papers (Adressa, EB-NeRD, your own) through two tab-separated files with a header row.
 
-``articles.tsv``: ``id`` and ``title``; ``category``, ``subcategory``, ``abstract`` and ``published`` may follow.
+``articles.tsv``: ``id`` and ``title``; ``category``, ``subcategory`` and ``abstract`` may follow.
 
 ``events.tsv``: ``user``, ``time`` and ``article``; ``clicked`` (1 or 0) and ``impression`` may follow. Times are
 ISO 8601, or seconds since 1970.

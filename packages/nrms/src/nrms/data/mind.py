@@ -16,7 +16,6 @@ from nrms.data.rows import BadRows, read_lines
 from nrms.data.types import Impression, News
 
 NEWS_FILE, BEHAVIORS_FILE = "news.tsv", "behaviors.tsv"
-TIME_FORMAT = "%m/%d/%Y %I:%M:%S %p"
 
 
 def read_news(path: Path, bad: BadRows | None = None) -> Iterator[News]:

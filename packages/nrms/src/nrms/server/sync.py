@@ -101,7 +101,6 @@ class Follower:
         self._counted = -float("inf")
         self._seen = -1
         self.recommender: Recommender | None = None
-        self.swapped_at: float | None = None
         self.on_swap: Callable[[Recommender], None] = lambda _: None
 
     def refresh(self) -> bool:
@@ -124,7 +123,6 @@ class Follower:
                 return False
             self._log_recall()
             self._seen = revision
-            self.swapped_at = time.time()
             assert self.recommender is not None
             self.on_swap(self.recommender)
             return True
