@@ -220,7 +220,8 @@ def test_evaluate_writes_figures_plots_and_a_page(folder: Path, tmp_path: Path) 
 def test_under_torchrun_one_process_writes_and_prints(tmp_path: Path) -> None:
     write_sample(tmp_path / "data", SampleConfig(articles=120, users=20, train=60, dev=20, candidates=8))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "nrms.cli"]
-    command += ["train", "--data", "data", "--output-dir", "run", "--set", "train.epochs=1", "--json"]
+    command += ["train", "--profile", "sample", "--data", "data", "--output-dir", "run"]
+    command += ["--set", "train.epochs=1", "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]

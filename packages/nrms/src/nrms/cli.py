@@ -82,7 +82,10 @@ def prepare(
 def train(
     out: Output,
     data: Data = "sample",
-    profile: Annotated[str, typer.Option("--profile", help="sample, or full: the paper's sizes.")] = "sample",
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", help="sample, or full: the paper's sizes (default with a folder)."),
+    ] = None,
     config: ConfigFile = None,
     sets: Sets = None,
     output_dir: OutputDir = None,
@@ -109,6 +112,7 @@ def train(
     from nrms.server.corpus import save_catalogue
     from nrms.training.trainer import train
 
+    profile = profile or ("sample" if data == "sample" else "full")
     if profile not in ("sample", "full"):
         raise UserError(f"{profile!r} is not a profile", "--profile", "Use sample or full")
     folder = resume or output_dir or (SAMPLE_RUN if data == "sample" else RUNS / Path(data).name)
