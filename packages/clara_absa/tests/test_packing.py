@@ -39,11 +39,21 @@ def oracle(model: FastClaraModel, trunk: torch.Tensor, prompt: tuple[int, ...], 
     return float(sum(logits[start + i, token] for i, token in enumerate(answer)))
 
 
+NESTED = [(0, 1), (1, 2), (1, 4), (3, 4)]  # low and denominator of dyadic stretches: [0, 1), [1/2, 1), [1/4, 1/2) …
+
+
 @torch.no_grad()
 def one_memory(model: FastClaraModel, text: tuple[int, ...], k: int) -> torch.Tensor:
     """Memory (k, d) of one text: the library's causal model on the text and k memory tokens, one after the other."""
-    causal = model._causal
-    vectors = torch.cat([causal.get_input_embeddings()(torch.tensor(text)), model.memory_tokens[:k]])[None]
+    causal, n = model._causal, len(text)
+    words = causal.get_input_embeddings()(torch.tensor(text))
+    tokens = model.memory_tokens[:k].clone()
+    if model.memory.start == "pooled":
+        for j in range(k):
+            part, parts = NESTED[j] if model.memory.sizes else (j, model.memory.tokens)
+            low = min(part * n // parts, n - 1)
+            tokens[j] += words[low : max((part + 1) * n // parts, low + 1)].mean(0)
+    vectors = torch.cat([words, tokens])[None]
     return causal.model(inputs_embeds=vectors).last_hidden_state[0, -k:] * model.scale
 
 
@@ -74,9 +84,10 @@ def test_each_item_has_one_place_and_rows_are_no_longer_than_asked(sizes, row):
 
 @torch.no_grad()
 @pytest.mark.parametrize("k", [2, 4])
-def test_memory_equals_the_library_on_one_text_and_a_prefix_is_a_shorter_memory(k):
-    model, batcher = tiny(MemoryConfig(tokens=4))
-    texts = [batcher.read(example.text) for example in EXAMPLES[:5]]
+@pytest.mark.parametrize("more", [{}, {"start": "pooled"}, {"start": "pooled", "sizes": (2, 4)}])
+def test_memory_equals_the_library_on_one_text_and_a_prefix_is_a_shorter_memory(k, more):
+    model, batcher = tiny(MemoryConfig(tokens=4, **more))
+    texts = [batcher.read(example.text) for example in EXAMPLES[:4]] + [batcher.read("a")]
     packed = batcher.texts(texts)
     assert packed is not None and len(packed.ids) < 5  # several texts share a row
     memory, means = model.compress(packed)
@@ -115,7 +126,8 @@ def test_sentences_of_a_row_cannot_see_each_other(attention):
     assert torch.allclose(a, b, atol=1e-5)
     # The same test sees a leak where there is one: without marks, the second sentence reads the first.
     leaky = dataclasses.replace(pair, tree=torch.zeros_like(pair.tree), positions=pair.positions)
-    assert not torch.allclose(model.hidden(leaky, model.memory_tokens), model.hidden(pair, model.memory_tokens))
+    inputs = model.memory_inputs(pair)
+    assert not torch.allclose(model.hidden(leaky, inputs), model.hidden(pair, inputs))
 
 
 def test_text_sees_later_text_both_ways_but_never_memory():

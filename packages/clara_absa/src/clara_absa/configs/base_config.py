@@ -51,6 +51,8 @@ class MemoryConfig:
             encoder, "none" nobody: the decoder reads the text (the baseline without compression).
         encoder: of ``reader=encoder``: "minilm", a hub id or a folder.
         depth: of ``reader=encoder``: layers with which the memory queries read the encoder.
+        start: what a memory position begins with: "tokens", a trainable vector (the seed), or "pooled", that and the
+            mean embedding of its stretch of the text; from scratch, pooled memories are learned far sooner.
         attention: whether text tokens see later ones while they are compressed: "causal", or "both" ways.
         max_text_tokens: longer texts are cut; the seed's padded length.
     """
@@ -61,6 +63,7 @@ class MemoryConfig:
     reader: Literal["decoder", "encoder", "none"] = "decoder"
     encoder: str = "minilm"
     depth: int = 2
+    start: Literal["tokens", "pooled"] = "tokens"
     attention: Literal["causal", "both"] = "causal"
     max_text_tokens: int = 246
 
@@ -264,14 +267,14 @@ PROFILES = {
     "phi": ClaraConfig(train=TrainConfig(precision="bf16", checkpointing=True, row_tokens=2048)),
     "sample": ClaraConfig(
         backbone="tiny",
-        memory=MemoryConfig(tokens=8, attention="both"),
+        memory=MemoryConfig(tokens=8, start="pooled", attention="both"),
         lora=_FULL,
         loss=_TOGETHER,
         train=TrainConfig(epochs=8, batch_size=32, learning_rate=2e-3),
     ),
     "scratch": ClaraConfig(
         backbone="tiny",
-        memory=MemoryConfig(tokens=8, attention="both"),
+        memory=MemoryConfig(tokens=8, start="pooled", attention="both"),
         lora=_FULL,
         loss=_TOGETHER,
         train=TrainConfig(epochs=8, batch_size=32, learning_rate=1e-3),

@@ -125,14 +125,14 @@ class FastClaraModel(nn.Module):
 
         Args:
             packed: rows.
-            vectors: the table of the rows' negative ids, (V, d).
+            vectors: what stands at the rows' slots, in their order, (V, d).
             both_ways: text tokens of a trunk see later ones.
         """
         model = self._causal
         embeddings = model.get_input_embeddings()(packed.ids.clamp(min=0))  # (R, L, d)
         if vectors is not None:
-            given = vectors[(-1 - packed.ids).clamp(min=0)].to(embeddings.dtype)
-            embeddings = torch.where((packed.ids < 0)[..., None], given, embeddings)
+            rows = embeddings.flatten(0, 1).index_copy(0, packed.slots, vectors.to(embeddings.dtype))
+            embeddings = rows.view_as(embeddings)
         mask = packed.visible(both_ways)
         if model.config._attn_implementation != "sdpa":  # eager attention adds its mask to the scores
             mask = torch.zeros(mask.shape, dtype=embeddings.dtype, device=mask.device).masked_fill_(
@@ -142,6 +142,28 @@ class FastClaraModel(nn.Module):
             inputs_embeds=embeddings, attention_mask=mask, position_ids=packed.positions, use_cache=False
         ).last_hidden_state
         return found
+
+    def memory_inputs(self, texts: Packed) -> Tensor:
+        """What stands at the memory positions of texts to compress, (V, d): memory tokens.
+
+        With ``memory.start == "pooled"`` each has the mean embedding of its stretch of the text added, so that it
+        begins as a summary and not as nothing; see `stretches`.
+        """
+        tokens = self.memory_tokens[-1 - texts.ids.flatten()[texts.slots]]
+        if self.memory.start == "tokens":
+            return tokens
+        tree = texts.tree.flatten()
+        owner = tree[texts.slots]  # (V,)
+        own = (tree >= 0) & (texts.ids.flatten() >= 0)
+        length = torch.bincount(tree[own])  # (S,) text tokens
+        count = torch.bincount(owner)  # (S,) slots
+        number = torch.arange(len(owner), device=owner.device) - (count.cumsum(0) - count)[owner]
+        first = texts.slots[(count.cumsum(0) - count)] - length  # a trunk is text, then its slots
+        low, high = stretches(number, count[owner], length[owner], bool(self.memory.sizes))
+        sums = self._causal.get_input_embeddings()(texts.ids.clamp(min=0)).flatten(0, 1).float().cumsum(0)
+        sums = torch.cat([sums.new_zeros(1, sums.shape[1]), sums])  # (R*L + 1, d)
+        start = first[owner]
+        return tokens + (sums[start + high] - sums[start + low]) / (high - low)[:, None]
 
     def compress(self, texts: Packed) -> tuple[Tensor, Tensor | None]:
         """Memory of packed texts.
@@ -157,7 +179,8 @@ class FastClaraModel(nn.Module):
         if self.reader is not None:
             return self.reader(texts) * self.scale, None
         with self.role("compress"):
-            states = self.hidden(texts, self.memory_tokens, self.memory.attention == "both").flatten(0, 1)  # (R*L, d)
+            both_ways = self.memory.attention == "both"
+            states = self.hidden(texts, self.memory_inputs(texts), both_ways).flatten(0, 1)  # (R*L, d)
         return states[texts.slots] * self.scale, _means(states, texts)
 
     def answer(self, questions: Packed, memory: Tensor | None) -> Tensor:
@@ -171,8 +194,9 @@ class FastClaraModel(nn.Module):
 
     def logits(self, questions: Packed, memory: Tensor | None) -> Tensor:
         """Logits at the sources of the tokens to predict and nowhere else, (P, vocabulary), in float32."""
+        given = None if memory is None else memory[-1 - questions.ids.flatten()[questions.slots]]
         with self.role("answer"):
-            states = self.hidden(questions, memory, self.memory.attention == "both").flatten(0, 1)  # (R*L, d)
+            states = self.hidden(questions, given, self.memory.attention == "both").flatten(0, 1)  # (R*L, d)
             found: Tensor = self._causal.get_output_embeddings()(states[questions.sources])
         return found.float()
 
@@ -237,6 +261,31 @@ class FastClaraModel(nn.Module):
         """Mean input embedding of each text's tokens, (S, d): what the seed aligns its memory to."""
         table = self._causal.get_input_embeddings()
         return _means(table(texts.ids.clamp(min=0)).flatten(0, 1), texts)
+
+
+def stretches(number: Tensor, count: Tensor, length: Tensor, nested: bool) -> tuple[Tensor, Tensor]:
+    """The stretch of text that a memory position begins with.
+
+    Plain memories part the text evenly. Nested ones go from coarse to fine, because the first of them must do alone:
+    the whole text; its second half; the second and the last quarter; every second eighth, and so on.
+
+    Args:
+        number: of the position in its memory, from 0, (V,).
+        count: positions of that memory, (V,).
+        length: tokens of its text, (V,).
+        nested: whether prefixes of the memory are memories.
+
+    Returns:
+        First token and the token after the last, (V,) each; at least one token lies between.
+    """
+    if nested:
+        level = torch.where(number > 0, torch.log2(number.clamp(min=1).float()).floor().long() + 1, 0)
+        parts = 2**level
+        at = torch.where(number > 0, 2 * (number - parts // 2) + 1, 0)
+    else:
+        parts, at = count, number
+    low = (at * length // parts).clamp(max=length - 1)
+    return low, torch.maximum((at + 1) * length // parts, low + 1)
 
 
 def _means(states: Tensor, texts: Packed) -> Tensor:

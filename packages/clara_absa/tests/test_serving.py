@@ -1,0 +1,67 @@
+"""The API through its test client."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_inference import ANSWERER, TERMS, TEXT
+
+from clara_absa.serving.app import MAX_BODY_BYTES, MAX_CHARACTERS, create_app
+
+
+@pytest.fixture(scope="module")
+def client():
+    return TestClient(create_app(ANSWERER), raise_server_exceptions=False)
+
+
+def test_health_and_page(client):
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json()["tokens"] == 4
+    page = client.get("/")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "%%" not in page.text and "The pasta was superb" in page.text
+
+
+def test_answers_are_the_models(client):
+    found = client.post("/predict", json={"text": TEXT, "aspects": [*TERMS, [0, 3]]}).json()
+    expected = ANSWERER.predict(TEXT, [*TERMS, (0, 3)])
+    assert [row["aspect"] for row in found["aspects"]] == [r.aspect.term for r in expected]
+    for row, result in zip(found["aspects"], expected, strict=True):
+        assert row["probabilities"] == pytest.approx(dict(result.probabilities))
+    assert client.post("/predict", json={"text": TEXT}).json()["text"] == TEXT  # it looks for aspects itself
+
+
+def test_memories_are_the_models(client):
+    found = client.post("/compress", json={"texts": [TEXT, "soup"]}).json()
+    assert found["model"] == ANSWERER.identity
+    for row, memory in zip(found["memories"], ANSWERER.compress_batch([TEXT, "soup"]), strict=True):
+        assert row["vectors"] == [pytest.approx(v, abs=1e-6) for v in memory.vectors.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/predict", {"text": " ", "aspects": ["a"]}, "the text is empty"),
+        ("/predict", {"text": "a", "aspects": []}, "aspects"),
+        ("/predict", {"text": "a", "aspects": [[0, 9]]}, "no span"),
+        ("/predict", {"text": "a", "aspects": [[0, 1, 2]]}, "a span is"),
+        ("/predict", {"text": "a" * (MAX_CHARACTERS + 1)}, "text"),
+        ("/predict", {"text": "a", "abstain": 2.0}, "abstain"),
+        ("/predict", {"text": "a", "aspect": ["a"]}, "aspect"),
+        ("/compress", {"texts": ["a", ""]}, "text 1"),
+        ("/compress", {"texts": ["a" * (MAX_CHARACTERS + 1)]}, "texts.0"),
+        ("/compress", {"texts": []}, "texts"),
+    ],
+)
+def test_bad_requests_are_refused_in_one_line(client, path, body, said):
+    answer = client.post(path, json=body)
+    assert answer.status_code == 422 and said in answer.json()["error"]
+    assert "\n" not in answer.json()["error"]
+
+
+def test_a_body_that_is_too_long_or_of_no_length_is_not_read(client):
+    assert client.post("/predict", content=b"{" * (MAX_BODY_BYTES + 1)).status_code == 413
+    assert client.get("/nothing").json() == {"error": "Not Found"}
