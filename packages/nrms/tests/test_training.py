@@ -82,6 +82,18 @@ def test_samples_are_a_click_and_negatives_of_its_impression(data: Path) -> None
     assert first != [dataset[i].candidates.tolist() for i in range(len(dataset))]
 
 
+def test_readers_count_alike_when_balanced(data: Path) -> None:
+    log, _ = make_log(data)
+    dataset = MindDataset(log, balance=True)
+    weights = np.array([dataset[i].weight for i in range(len(dataset))])
+    readers = log.user_of[dataset.impressions]
+    assert weights.mean() == pytest.approx(1) and len(set(np.bincount(readers))) > 2
+    shares = np.bincount(readers, weights)
+    assert np.allclose(shares[shares > 0], len(dataset) / len(set(readers.tolist())))
+    assert mind_collate_fn([dataset[i] for i in (3, 0)]).weight.tolist() == pytest.approx(weights[[3, 0]].tolist())
+    assert {MindDataset(log)[i].weight for i in range(9)} == {1.0}
+
+
 def test_a_batch_holds_each_article_once_and_loses_nothing(data: Path) -> None:
     log, _ = make_log(data)
     dataset = MindDataset(log, negatives=9, seed=1)  # more than there are

@@ -74,6 +74,7 @@ class TrainConfig:
             with ``encoder=transformer`` the network itself.
         start: "mean" lets both encoders begin near the mean of what they read, "random" is the paper's.
         min_count: rarer words become the unknown word.
+        balance: let every reader count alike, instead of every click; for logs in which few readers made most clicks.
         negatives: K, articles shown and not clicked beside each clicked one.
         epochs: passes over the clicks, at most.
         batch_size: clicks per update, over all processes and accumulated parts.
@@ -96,6 +97,7 @@ class TrainConfig:
     vectors: str = ""
     start: Literal["mean", "random"] = "mean"
     min_count: int = 1
+    balance: bool = False
     negatives: int = 4
     epochs: int = 5
     batch_size: int = 64

@@ -82,6 +82,7 @@ class Batch:
         candidates: rows of ``titles``: the clicked article and K negatives, or a whole impression, (B, C).
         candidate_mask: True where a candidate is, (B, C).
         target: the place of the clicked article among the candidates, (B,); None when labels are not known.
+        weight: how much each sample counts, (B,); None where all count alike.
     """
 
     titles: Tensor
@@ -90,6 +91,7 @@ class Batch:
     candidates: Tensor
     candidate_mask: Tensor
     target: Tensor | None = None
+    weight: Tensor | None = None
 
     @property
     def history_mask(self) -> Tensor:

@@ -23,12 +23,14 @@ class Sample:
         candidates: rows of the catalogue, the clicked one first; at most K follow.
         slots: 1 + K; where an impression had fewer negatives, the rest is padding.
         titles: the catalogue.
+        weight: how much the click counts in the loss.
     """
 
     history: Ints
     candidates: Ints
     slots: int
     titles: TokenTable
+    weight: float = 1.0
 
 
 class MindDataset(Dataset[Sample]):
@@ -42,6 +44,7 @@ class MindDataset(Dataset[Sample]):
         log: a labelled part.
         negatives: K.
         seed: of the draws.
+        balance: weigh clicks so that every reader counts alike; the mean weight is 1.
 
     Raises:
         UserError: if the part has no labels, or no click to learn from.
@@ -49,7 +52,7 @@ class MindDataset(Dataset[Sample]):
     Source: the seed's `trainer.py`; Wu et al. 2019, section 2.3.
     """
 
-    def __init__(self, log: ClickLog, negatives: int = 4, seed: int = 0) -> None:
+    def __init__(self, log: ClickLog, negatives: int = 4, seed: int = 0, balance: bool = False) -> None:
         labels = log.known_labels()
         self.log, self.negatives, self.seed, self.epoch = log, negatives, seed, 0
         self._labels = Ragged(labels, log.candidates.offsets)
@@ -63,6 +66,12 @@ class MindDataset(Dataset[Sample]):
         self.left_out = len(clicked) - len(self.clicks)
         if not len(self.clicks):
             raise UserError("there is no click beside an article that was not clicked", "the training part")
+
+        self.weights = np.ones(len(self.clicks))
+        if balance:
+            readers = log.user_of[self.impressions]
+            clicks_of = np.bincount(readers)
+            self.weights = len(readers) / np.count_nonzero(clicks_of) / clicks_of[readers]
 
     def set_epoch(self, epoch: int) -> None:
         """Draw other negatives."""
@@ -78,7 +87,13 @@ class MindDataset(Dataset[Sample]):
         rng = np.random.default_rng((self.seed, self.epoch, index))
         drawn = rng.choice(pool, min(self.negatives, len(pool)), replace=False)
         candidates = np.concatenate((log.candidates.values[self.clicks[index], None], drawn))
-        return Sample(log.histories[log.history_of[impression]], candidates, 1 + self.negatives, log.titles)
+        return Sample(
+            log.histories[log.history_of[impression]],
+            candidates,
+            1 + self.negatives,
+            log.titles,
+            float(self.weights[index]),
+        )
 
 
 def mind_collate_fn(samples: Sequence[Sample]) -> Batch:
@@ -107,4 +122,5 @@ def mind_collate_fn(samples: Sequence[Sample]) -> Batch:
         candidates=numbered,
         candidate_mask=numbered > 0,
         target=torch.zeros(size, dtype=torch.int64),
+        weight=torch.tensor([s.weight for s in samples], dtype=torch.float32),
     )

@@ -195,7 +195,7 @@ class _Trainer:
                 fix = "Are train and dev swapped?"
                 raise UserError("all of the dev part is earlier than the train part", data, fix)
             self.dev_log = self.dev_log.thinned(train_config.validate)
-        self.dataset = MindDataset(self.train_log, train_config.negatives, train_config.seed)
+        self.dataset = MindDataset(self.train_log, train_config.negatives, train_config.seed, train_config.balance)
         self.total_updates = train_config.epochs * ceil(len(self.dataset) / train_config.batch_size)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -308,8 +308,8 @@ class _Trainer:
             batch = part.to(self.device)
             with self._precision():
                 scores = self.model(batch)
-            assert batch.target is not None
-            loss = F.cross_entropy(scores.float(), batch.target, reduction="sum")
+            assert batch.target is not None and batch.weight is not None
+            loss = F.cross_entropy(scores.float(), batch.target, reduction="none") @ batch.weight
             (loss / size).backward()  # type: ignore[no-untyped-call]
             sums[:3] += torch.stack([loss.detach(), *_ranks(scores.detach().float())]).cpu()
         gradients = []
