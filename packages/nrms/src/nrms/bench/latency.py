@@ -19,7 +19,7 @@ import torch
 
 from latentlab_shared.errors import RunFailed
 from nrms.bench.data import catalogue_vectors, titles
-from nrms.bench.measure import Result, percentiles, result, timed
+from nrms.bench.measure import Result, cpu_seconds, percentiles, result, timed
 from nrms.data.types import News
 from nrms.inference import Catalogue, Recommender
 from nrms.inference.catalogue import Entry
@@ -169,7 +169,7 @@ def _is_ready(port: int) -> bool:
 def measure_http(database: str, kind: str, size: int, log: Log, requests: int = 300) -> list[Result]:
     """One client after another's answer over HTTP, 50 reads by id."""
     asked = [json.dumps({"history": read, "k": K}) for read in histories(size, requests + 3)]
-    with running_server(database) as (_, port):
+    with running_server(database) as (process, port):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
 
         def ask(number: int) -> None:
@@ -179,11 +179,14 @@ def measure_http(database: str, kind: str, size: int, log: Log, requests: int = 
             if answer.status != 200:
                 raise RunFailed(f"the server answered {answer.status}: {body[:200]!r}")
 
-        median, worst = percentiles(ask, requests)
+        before = cpu_seconds(process.pid)
+        median, worst = percentiles(ask, requests, warm=3)
+        cpu = 1000 * (cpu_seconds(process.pid) - before) / (requests + 3)
         connection.close()
-    log(f"HTTP, {kind}, {size:,} articles: {median:.2f} / {worst:.2f} ms")
+    log(f"HTTP, {kind}, {size:,} articles: {median:.2f} / {worst:.2f} ms, {cpu:.1f} ms of the server's processor time")
     name = f"HTTP, {kind}, {size:,} articles"
     return [
         result(f"{name}, p50", median, "ms", "one client, one worker, exact"),
         result(f"{name}, p99", worst, "ms", "one client, one worker, exact", 50.0),
+        result(f"{name}, processor time", cpu, "CPU-ms", "of the server, mean"),
     ]

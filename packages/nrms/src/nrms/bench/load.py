@@ -16,7 +16,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from nrms.bench.latency import running_server
-from nrms.bench.measure import Result, result
+from nrms.bench.measure import Result, cpu_seconds, result
 from nrms.server.store import Store
 from nrms.server.store.schema import interactions
 
@@ -136,8 +136,10 @@ def measure_load(
     """
     how = f"{workers} workers, {clients} connections, {seconds:.0f} s, {articles:,} articles"
     with running_server(database, "--workers", str(workers)) as (process, port):
+        before = sum(map(cpu_seconds, children(process.pid)))
         calm = asyncio.run(_run(port, "calm", articles, seconds, clients, None))
         answered = len(calm.milliseconds) + len(calm.accepted)
+        spent = 1000 * (sum(map(cpu_seconds, children(process.pid))) - before) / max(1, answered)
         errors = len(calm.refused) + calm.broken + calm.away
         first = f": {calm.refused[0]}" if calm.refused else ""
         log(f"load: {answered / seconds:.0f} requests/s, {errors} errors{first}")
@@ -168,6 +170,7 @@ def measure_load(
         result("load, requests per second", answered / seconds, "1/s", how),
         result("load, p50 of a ranking", p50, "ms", how),
         result("load, p99 of a ranking", p99, "ms", how),
+        result("load, processor time of a request", spent, "CPU-ms", f"{how}; of the workers, mean"),
         result("load, errors", errors, "requests", how, 0.0),
         result("trouble, accepted events", len(rough.accepted), "events", fate),
         result("trouble, accepted events lost", lost, "events", fate, 0.0),

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -66,6 +67,15 @@ def timed(work: Callable[[int], object], count: int, warm: int = 3) -> tuple[flo
         times.append(1000 * (time.perf_counter() - began))
     cpu = time.process_time() - cpu
     return float(np.median(times)), float(np.percentile(times, 99)), 1000 * cpu / count
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that another process has used; 0 where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        return 0.0
 
 
 def load_average() -> float:
