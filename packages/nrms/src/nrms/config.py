@@ -21,7 +21,7 @@ class ModelConfig:
         word_dim: width of a word vector; set by the pretrained vectors where there are any.
         query_dim: width of the additive attention's query.
         prior: learn a vector that is added to every user vector: what readers open, whoever they are. Not in the paper.
-        dropout: of word vectors and of what self-attention gives, in [0, 1).
+        dropout: of word vectors (or a transformer's output) and of what self-attention gives, in [0, 1).
         encoder: "words" is the paper's news encoder; "transformer" pools a pretrained network's last layer instead.
         freeze: leave the pretrained word vectors, or the transformer, as they are.
         views: what is read of an article; the paper reads titles only.

@@ -38,7 +38,7 @@ Floats = NDArray[np.float64]
 def dkn_config() -> NrmsConfig:
     """Sizes for a log of six thousand clicks: MiniLM and its width stay, and training starts at the mean of titles."""
     model = ModelConfig(heads=24, head_dim=16, query_dim=64, prior=True, encoder="transformer", freeze=True)
-    train_config = TrainConfig(vectors="minilm", epochs=3, batch_size=64, learning_rate=1e-3, patience=2)
+    train_config = TrainConfig(vectors="minilm", balance=True, epochs=3, batch_size=64, learning_rate=1e-3, patience=2)
     return NrmsConfig(model=model, train=train_config)
 
 

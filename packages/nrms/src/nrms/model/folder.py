@@ -130,7 +130,11 @@ def _untrained(config: ModelConfig, vocabulary: Vocabulary, home: Path) -> NRMS:
     from nrms.model.transformer import TransformerNewsEncoder, backbone_from_config
 
     backbone = backbone_from_config(read_json(home / BACKBONE_FILE))
-    return NRMS(config, len(vocabulary), news_encoder=TransformerNewsEncoder(backbone, config.dim, config.freeze))
+    return NRMS(
+        config,
+        len(vocabulary),
+        news_encoder=TransformerNewsEncoder(backbone, config.dim, config.freeze, config.dropout),
+    )
 
 
 def _model_home(folder: Path) -> Path:

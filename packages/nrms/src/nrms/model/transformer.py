@@ -21,15 +21,17 @@ class TransformerNewsEncoder(nn.Module):
         backbone: gives ``last_hidden_state``.
         dim: D.
         freeze: do not train the backbone; its pooled output is then kept for every title it has seen.
+        dropout: of the pooled output.
 
     Source: Wu et al. 2021, "Empowering News Recommendation with Pre-trained Language Models" (mean pooling);
         Reimers and Gurevych 2019, "Sentence-BERT" (vectors of length one).
     """
 
-    def __init__(self, backbone: nn.Module, dim: int, freeze: bool) -> None:
+    def __init__(self, backbone: nn.Module, dim: int, freeze: bool, dropout: float) -> None:
         super().__init__()
         self.backbone, self.freeze = backbone, freeze
         config: Any = backbone.config
+        self.dropout = nn.Dropout(dropout)
         self.project = nn.Linear(int(config.hidden_size), dim)
         if freeze:
             backbone.requires_grad_(False)
@@ -44,7 +46,7 @@ class TransformerNewsEncoder(nn.Module):
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """News vectors (N, D) of token ids (N, T), each one above the tokenizer's own; zeros without a token."""
-        vectors: Tensor = self.project(self.features(tokens, lengths))
+        vectors: Tensor = self.project(self.dropout(self.features(tokens, lengths)))
         return vectors * (lengths > 0)[:, None]
 
     def start_as_mean(self) -> None:

@@ -220,7 +220,7 @@ class _Trainer:
 
             folder = model_folder(train_config.vectors or "minilm")
             vocabulary = tokenizer_of(folder, special=True)
-            encoder = TransformerNewsEncoder(load_backbone(str(folder)), model.dim, model.freeze)
+            encoder = TransformerNewsEncoder(load_backbone(str(folder)), model.dim, model.freeze, model.dropout)
             return vocabulary, NRMS(model, len(vocabulary), news_encoder=encoder)
         news = read_news(news_file, BadRows(skip=skip_bad))
         words = load_words(train_config.vectors, news, train_config.min_count, train_config.seed)
