@@ -49,11 +49,13 @@ def assert_equal(a, b, tolerance=1e-5):
         assert float((a[name] - b[name]).abs().max()) <= tolerance * max(scale, 1e-3), name
 
 
-def test_accumulated_parts_have_the_gradient_of_one():
+@pytest.mark.parametrize("schedule", ["linear", "uncertainty"])
+def test_accumulated_parts_have_the_gradient_of_one(schedule):
     found = []
     for accumulate in (1, 3):
-        model, _, objective = objective_of(config_of(accumulate=accumulate))
+        model, weights, objective = objective_of(config_of(loss=LossConfig(schedule=schedule), accumulate=accumulate))
         found.append(gradients(model, objective, range(4)))
+        found[-1] |= {name: p.grad.clone() for name, p in weights.named_parameters()}
     assert_equal(found[1], found[0])
 
 

@@ -120,6 +120,8 @@ def train(
             detail=out.debug,
             advance=advance,
         )
+    if "validation" not in results:  # a helping process of a launcher
+        return
     out.log(f"the model is in {folder}; try: clara-absa predict --demo --model {folder}")
     rows = [{"figure": name, "validation": value} for name, value in results["validation"].items()]
     out.result(results, table(rows, title=f"{folder}: {results['sentences']} training sentences"))

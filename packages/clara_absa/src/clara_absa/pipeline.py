@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -90,6 +91,11 @@ def train_run(
     from clara_absa.training.objectives import PackedObjective, SeedObjective
     from clara_absa.training.schedules import make_schedule
 
+    workers = Workers.join(device)
+    if workers.world > 1 and (config.recipe == "seed" or config.loss.schedule == "uncertainty"):
+        raise UserError(
+            "this recipe or schedule runs in one process", "recipe, loss.schedule", "Start it without a launcher"
+        )
     device = choose_device(device)
     built = build(config, train, quantise)
     model, batcher = built.model.to(device), built.batcher
@@ -100,8 +106,16 @@ def train_run(
     teachers = _teacher(settings, train, device, log)
     items = [batcher.item(example, teacher) for example, teacher in zip(train, teachers, strict=True)]
     schedule = make_schedule(config.loss).to(device)
-    kind = SeedObjective if config.recipe == "seed" else PackedObjective
-    objective = kind(model, batcher, items, config, schedule, device=device)
+    objective: SeedObjective | PackedObjective
+    if config.recipe == "seed":
+        objective = SeedObjective(model, batcher, items, config, schedule, device=device)
+    else:
+        objective = PackedObjective(
+            workers.wrap(model), batcher, items, config, schedule, device=device, rank=workers.rank, world=workers.world
+        )
+    if workers.rank:  # the first process writes, the others only compute
+        fit(model, schedule, objective, config, run=output, resume=resume, is_main=False, device=device)
+        return {"run": str(output)}
 
     answerer = AspectSentiment(model, batcher.prompter.tokenizer, config, batcher.encoder_tokenizer, device)
     run = (
@@ -159,6 +173,37 @@ def train_run(
         run.write_card(card)
         (run.path / "model" / "README.md").write_text(card, encoding="utf-8")
     return {"run": str(output), **results}
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that share a training: those of ``accelerate launch`` or ``torchrun``, else this one.
+
+    Attributes:
+        rank: of this process.
+        world: how many there are.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def join(cls, device: str) -> Workers:
+        """Meet the other processes, if a launcher started several."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls()
+        from accelerate import PartialState
+
+        state = PartialState(cpu=device == "cpu")
+        return cls(state.process_index, state.num_processes)
+
+    def wrap(self, model: Any) -> Any:
+        """The model, its gradients averaged over the processes."""
+        if self.world == 1:
+            return model
+        from torch.nn.parallel import DistributedDataParallel
+
+        return DistributedDataParallel(model)
 
 
 def score(answerer: Any, examples: Sequence[Example], size: int | None = None) -> dict[str, float]:

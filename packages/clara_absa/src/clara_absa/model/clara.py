@@ -48,7 +48,8 @@ class FastClaraModel(nn.Module):
 
     Attributes:
         memory_tokens: (k, d), put after the text; their last hidden states are the memory.
-        scale: memory vectors are multiplied by it: it starts at the size of the backbone's token embeddings.
+        log_scale: logarithm of what memory vectors are multiplied by: at first the size of the backbone's token
+            embeddings. As a logarithm, because a step that suits weights would carry so small a number through zero.
     """
 
     def __init__(self, backbone: nn.Module, memory: MemoryConfig, reader: LightReader | None = None) -> None:
@@ -61,7 +62,7 @@ class FastClaraModel(nn.Module):
         if memory.reader == "decoder":
             self.memory_tokens = nn.Parameter(torch.randn(memory.tokens, width, device=table.device) * size)
         if memory.reader != "none":
-            self.scale = nn.Parameter(size.clone().detach())
+            self.log_scale = nn.Parameter(size.log().detach())
         self._roles = [m for m in backbone.modules() if "compress" in getattr(m, "lora_A", {})]
 
     @property
@@ -74,6 +75,11 @@ class FastClaraModel(nn.Module):
     def width(self) -> int:
         """d, the width of a memory vector."""
         return int(self._causal.get_input_embeddings().weight.shape[1])
+
+    @property
+    def scale(self) -> Tensor:
+        """What memory vectors are multiplied by, ()."""
+        return self.log_scale.exp()
 
     # ---- roles ----------------------------------------------------------------------------------------------------
 

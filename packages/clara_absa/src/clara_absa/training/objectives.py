@@ -104,7 +104,8 @@ class PackedObjective:
             alignment = sums.alignment / len(items)
             distill = sums.distill / aspects
             # The schedule's own term counts once, however many parts there are.
-            joined = self.schedule.combine(means[REC], means[EXT] + means[REASON], progress)
+            whole = len(part) / len(items)
+            joined = self.schedule.combine(means[REC], means[EXT] + means[REASON], progress, whole)
             total = joined + loss.gamma * alignment + loss.distill * distill
             yield (
                 total * share,
@@ -165,7 +166,7 @@ class SeedObjective:
         parts = np.array_split(np.array(units), self.config.train.accumulate)
         for part in parts:
             found = self._part([self.samples[i] for i in part.tolist()])
-            joined = self.schedule.combine(found[REC], found[EXT], progress)
+            joined = self.schedule.combine(found[REC], found[EXT], progress)  # a part is a batch of its own here
             total = joined + self.config.loss.gamma * found[REASON]
             logged = {"rec": float(found[REC].detach()), "absa": float(found[EXT].detach())}
             yield total / len(parts), {**logged, "alignment": float(found[REASON].detach())}

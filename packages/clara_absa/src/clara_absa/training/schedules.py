@@ -17,8 +17,15 @@ class Schedule(Protocol):
     def weights(self, progress: float) -> dict[str, float]:
         """Alpha and beta at ``progress``, the share of the updates done, in [0, 1]."""
 
-    def combine(self, rec: Tensor, absa: Tensor, progress: float) -> Tensor:
-        """One loss of the reconstruction loss and the sum of the other two."""
+    def combine(self, rec: Tensor, absa: Tensor, progress: float, share: float = 1.0) -> Tensor:
+        """One loss of the reconstruction loss and the sum of the other two.
+
+        Args:
+            rec: loss of the reconstruction, ().
+            absa: sum of the other two, ().
+            progress: share of the updates done.
+            share: of the update that these losses are a part of; what the schedule itself adds is scaled by it.
+        """
 
 
 class Moving(nn.Module):
@@ -45,7 +52,7 @@ class Moving(nn.Module):
             for name, (first, second) in (("alpha", self.config.alpha), ("beta", self.config.beta))
         }
 
-    def combine(self, rec: Tensor, absa: Tensor, progress: float) -> Tensor:
+    def combine(self, rec: Tensor, absa: Tensor, progress: float, share: float = 1.0) -> Tensor:
         """See `Schedule`."""
         weights = self.weights(progress)
         return weights["alpha"] * rec + weights["beta"] * absa
@@ -66,10 +73,10 @@ class Uncertainty(nn.Module):
         alpha, beta = torch.exp(-self.log_variance.detach()).tolist()
         return {"alpha": alpha, "beta": beta}
 
-    def combine(self, rec: Tensor, absa: Tensor, progress: float) -> Tensor:
+    def combine(self, rec: Tensor, absa: Tensor, progress: float, share: float = 1.0) -> Tensor:
         """See `Schedule`."""
         losses = torch.stack([rec, absa])
-        return (torch.exp(-self.log_variance) * losses + self.log_variance).sum()
+        return (torch.exp(-self.log_variance) * losses + share * self.log_variance).sum()
 
 
 def make_schedule(config: LossConfig) -> Moving | Uncertainty:

@@ -1,0 +1,27 @@
+"""Two processes that share every batch end with the weights of one."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+TRAIN = ["-m", "clara_absa.cli", "train", "-q", "--limit", "16", "--device", "cpu", "--set", "train.epochs=2"]
+
+
+@pytest.mark.slow
+def test_two_processes_end_where_one_does(tmp_path):
+    from safetensors.torch import load_file
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *TRAIN, "-o", "one"], cwd=tmp_path, check=True, env=environment, timeout=280)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    done = subprocess.run(
+        [*launch, *TRAIN, "-o", "two"], cwd=tmp_path, env=environment, timeout=280, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("memory.safetensors", "backbone/model.safetensors"):
+        one, two = (load_file(tmp_path / folder / "model" / name) for folder in ("one", "two"))
+        assert one.keys() == two.keys()
+        for key in one:
+            assert float((one[key] - two[key]).abs().max()) < 1e-4, key
