@@ -83,7 +83,10 @@ def test_tables_hold_every_baseline_with_intervals(tables):
     assert embedding["refiner"]["metrics"] == pytest.approx(
         {k: v for k, v in found["steps"][2]["metrics"].items() if k in embedding["refiner"]["metrics"]}, nan_ok=True
     )
-    assert len([row for row in found["steps"] if row["name"].startswith("step ")]) == 3 * 2 + 1 + 1
+    assert [row["metrics"]["step"] for row in found["steps"]] == [0, 1, 2, 4, 6]
+    radius, chosen = found["convergence"]
+    assert 0 < radius["metrics"]["smallest"] <= radius["metrics"]["median"] <= radius["metrics"]["largest"]
+    assert 0 <= chosen["metrics"]["smallest"] <= chosen["metrics"]["largest"] <= 2
     extraction = {row["name"]: row["metrics"] for row in found["extraction"]}
     assert extraction["LEAD-3"]["share_of_gap"] == 0 and extraction["nearest to the true summary"]["share_of_gap"] == 1
     assert extraction["greedy oracle"]["rougeLsum"] > extraction["LEAD-3"]["rougeLsum"]
@@ -113,7 +116,8 @@ def test_other_settings_do_not_reuse_finished_folds(tables, data):
 def test_tables_become_files(tables, tmp_path):
     paths = write_tables(tmp_path, tables[1], "tiny", (0, 1), "rsr-net folds")
     assert {path.name for path in paths} == {
-        f"{name}_tiny.json" for name in ("embedding", "differences", "steps", "extraction", "confidence", "stopping")
+        f"{name}_tiny.json"
+        for name in ("embedding", "differences", "steps", "convergence", "extraction", "confidence", "stopping")
     }
     held = json.loads(paths[0].read_text())
     assert held["command"] == "rsr-net folds" and held["seeds"] == [0, 1] and held["machine"] and held["rows"]

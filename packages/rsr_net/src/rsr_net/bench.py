@@ -15,10 +15,11 @@ from torch import Tensor
 
 from latentlab_shared.embeddings import EmbeddingCache
 from latentlab_shared.encoders import TextEncoder, load_encoder
-from latentlab_shared.files import write_json
+from latentlab_shared.errors import UserError
 from latentlab_shared.plots import new_figure, save_png
-from latentlab_shared.provenance import command_line, commit, machine, today
+from latentlab_shared.provenance import write_table
 from rsr_net.config import RsrConfig, TrainConfig
+from rsr_net.data import read_examples
 from rsr_net.data.embed import embed_examples
 from rsr_net.data.types import Batch, Example
 from rsr_net.model.recursion import RecursionModel
@@ -37,22 +38,24 @@ def run_bench(
     repeats: int = 3,
     seed: int = 0,
     output: Path | None = None,
+    data: str = "sample",
     log: Log = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Measure training with the cache beside encoding in every epoch, its throughput, and the cost of depth.
 
     Args:
-        articles: built-in articles; those of the sample, with their summaries.
+        articles: how many, with their summaries.
         encoder: what ``train_refinement`` calls for every batch, the seed's way. The larger it is, the more is saved.
         repeats: interleaved rounds.
         seed: of the articles and the networks.
         output: folder for ``bench.json`` and ``depth.png``; None writes nothing.
+        data: "sample" for built-in articles, which are short, or a file or folder of others.
         log: told what is measured.
 
     Returns:
         Rows with name, value, unit, against, target and ok.
     """
-    examples = generate(articles, seed)
+    examples = _examples(data, articles, seed)
     network = load_encoder(encoder, device="cpu")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # CPU time of several threads counts their waiting
@@ -67,11 +70,26 @@ def run_bench(
     slope = np.polyfit([d["steps"] for d in depths], [d["seconds"] for d in depths], 1)[0]
     rows.append(_row("cost_per_recursion_step", 1e6 * slope / _BATCH, "µs of CPU per article", "n·T·segments, a line"))
     if output is not None:
-        about = {"command": command_line(), "date": today(), "commit": commit(Path(__file__)), "machine": machine()}
-        data = f"{articles} built-in articles, encoder {encoder}, {repeats} interleaved rounds, one thread, medians"
-        write_json(output / "bench.json", {**about, "data": data, "seeds": [seed], "results": rows, "depths": depths})
+        words = sum(len(example.article.split()) for example in examples) / len(examples)
+        what = "built-in articles" if data == "sample" else f"articles of {Path(data).name}"
+        about = f"{len(examples)} {what} of {words:.0f} words, encoder {encoder}, {repeats} rounds, one thread, medians"
+        command = f"rsr-net bench --articles {articles} --encoder {encoder} --repeats {repeats} --seed {seed}"
+        command += "" if data == "sample" else f" --data DATA/{Path(data).name}"
+        table = [{"name": row["name"], "metrics": {k: v for k, v in row.items() if k != "name"}} for row in rows]
+        path = output / "bench.json"
+        write_table(path, table, command=command, data=about, seeds=[seed], depths=depths)
         _plot(depths, output / "depth.png")
     return rows
+
+
+def _examples(data: str, count: int, seed: int) -> list[Example]:
+    """The articles to measure on, all with summaries."""
+    if data == "sample":
+        return generate(count, seed)
+    examples = [e for e in read_examples(data, None, limit=count) if e.highlights]
+    if len(examples) < 2 * _BATCH:
+        raise UserError(f"holds {len(examples)} articles with summaries", data, f"Give {2 * _BATCH} or more")
+    return examples
 
 
 def _row(name: str, value: float, unit: str, against: str | None = None, target: float | None = None) -> dict[str, Any]:

@@ -329,7 +329,8 @@ def evaluate(
 @verb(app)
 def bench(
     out: Output,
-    articles: Annotated[int, typer.Option("--articles", min=16, help="Built-in articles to measure on.")] = 64,
+    data: Annotated[str, typer.Option("--data", help="sample, or a file or folder of articles.")] = "sample",
+    articles: Annotated[int, typer.Option("--articles", min=16, help="How many to measure on.")] = 64,
     encoder: Annotated[str, typer.Option("--encoder", help="What the seed's way calls every epoch.")] = "minilm",
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Interleaved rounds; medians are given.")] = 3,
     output_dir: OutputDir = None,
@@ -338,7 +339,9 @@ def bench(
     """Measure training with cached vectors beside encoding in every epoch, and what depth costs."""
     from rsr_net.bench import run_bench
 
-    results = run_bench(articles=articles, encoder=encoder, repeats=repeats, seed=seed, output=output_dir, log=out.log)
+    results = run_bench(
+        articles=articles, encoder=encoder, repeats=repeats, seed=seed, output=output_dir, data=data, log=out.log
+    )
     out.result({"results": results}, table(results))
 
 

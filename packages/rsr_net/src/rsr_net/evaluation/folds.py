@@ -101,8 +101,8 @@ def run_folds(
         log: told what happens.
 
     Returns:
-        Tables: ``embedding``, ``differences``, ``steps``, ``extraction``, ``confidence``, ``stopping``, each a list of
-        rows with metrics and intervals over articles; and ``about``.
+        Tables: ``embedding``, ``differences``, ``steps``, ``convergence``, ``extraction``, ``confidence``,
+        ``stopping``, each a list of rows with metrics and intervals over articles; and ``about``.
 
     Raises:
         UserError: if a file is missing.

@@ -42,6 +42,7 @@ def summarise(done: Done) -> dict[str, Any]:
         "embedding": _embedding(done),
         "differences": _differences(done),
         "steps": _steps(done),
+        "convergence": _convergence(done),
         "extraction": _extraction(done),
         "confidence": _confidence(done),
         "stopping": _stopping(done),
@@ -135,10 +136,9 @@ def _differences(done: Done) -> list[Row]:
 
 
 def _steps(done: Done) -> list[Row]:
-    """Every step to three times the trained depth."""
-    start, rows = _scores(done, "steps", 0), []
-    radius = np.concatenate([one["radius"] for one in done])
-    for k in range(len(done[0]["steps"])):
+    """Every step to the trained depth, then twice and three times that."""
+    start, depth, rows = _scores(done, "steps", 0), done[0]["depth"], []
+    for k in (*range(depth + 1), 2 * depth, 3 * depth):
         scores = _scores(done, "steps", k)
         metrics = {"step": k, **scores.means(), "improved": float((scores.error < start.error).mean())}
         if k:
@@ -151,20 +151,22 @@ def _steps(done: Done) -> list[Row]:
                 "interval": {"r2_gain": _ends(gain)} if k else {},
             }
         )
-    chosen = [one["best_step"] for one in done]
-    rows.append(
-        {
-            "name": "spectral radius at the last state",
-            "metrics": {
-                "median": float(np.median(radius)),
-                "p99": float(np.quantile(radius, 0.99)),
-                "largest": float(radius.max()),
-                "below_1": float((radius < 1).mean()),
-            },
-        }
-    )
-    rows.append({"name": "step chosen on validation", "metrics": {"smallest": min(chosen), "largest": max(chosen)}})
     return rows
+
+
+def _convergence(done: Done) -> list[Row]:
+    """How strongly a step contracts where the steps end, and which step validation would choose."""
+    radius = np.concatenate([one["radius"] for one in done])
+    chosen = np.array([one["best_step"] for one in done], dtype=np.float64)
+
+    def row(name: str, values: Doubles, **more: float) -> Row:
+        spread = {"median": float(np.median(values)), "smallest": float(values.min()), "largest": float(values.max())}
+        return {"name": name, "metrics": {**spread, **more}}
+
+    return [
+        row("spectral radius at the last state", radius, share_below_1=float((radius < 1).mean())),
+        row("step chosen on validation", chosen),
+    ]
 
 
 def _extraction(done: Done) -> list[Row]:
