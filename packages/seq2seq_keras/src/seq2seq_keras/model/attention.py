@@ -10,6 +10,7 @@ from keras import ops
 from seq2seq_keras.model import Tensor
 
 _MASKED = -1e9
+_TINY = 1e-20
 
 
 @keras.saving.register_keras_serializable(package="seq2seq_keras")
@@ -65,7 +66,9 @@ class BahdanauAttention(keras.layers.Layer):  # type: ignore[misc]  # Keras has 
             hidden = hidden + ops.multiply(covered[:, None, :, None], self.w_coverage)
         score = ops.sum(ops.multiply(ops.tanh(hidden), self.v), axis=-1)  # (B, T, S)
         real = ops.cast(mask, score.dtype)[:, None, :]
-        weights = ops.softmax(score + (1.0 - real) * _MASKED, axis=-1) * real
+        score = score + (1.0 - real) * _MASKED
+        share = ops.exp(score - ops.max(score, axis=-1, keepdims=True)) * real
+        weights = share / ops.maximum(ops.sum(share, axis=-1, keepdims=True), _TINY)
         return ops.matmul(weights, value), weights
 
     def call(self, query: Tensor, value: Tensor, mask: Any = None) -> tuple[Tensor, Tensor]:

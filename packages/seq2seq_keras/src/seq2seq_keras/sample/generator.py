@@ -185,10 +185,14 @@ def _item(rng: random.Random, name: str, date: datetime) -> Example:
 
 
 def _place(rng: random.Random) -> str:
-    return (rng.choice(_HEADS) + rng.choice(_MIDDLES) + rng.choice(_TAILS)).capitalize()
+    return f"{_name(rng)}{rng.choice(_TAILS)}"
+
+
+def _name(rng: random.Random) -> str:
+    return (rng.choice(_HEADS) + rng.choice(_MIDDLES) + rng.choice(_HEADS)).capitalize()
 
 
 def _who(rng: random.Random) -> str:
     if rng.random() < 0.6:
-        return f"{(rng.choice(_HEADS) + rng.choice(_MIDDLES) + rng.choice(_HEADS)).capitalize()} {rng.choice(_FIRMS)}"
+        return f"{_name(rng)}{rng.choice(_MIDDLES)} {rng.choice(_FIRMS)}"
     return f"the {_place(rng)} {rng.choice(_BODIES).replace('-', ' ')}"

@@ -1,0 +1,161 @@
+"""The HTTP API: one model, loaded once, behind four routes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from starlette.exceptions import HTTPException
+
+from latentlab_shared.errors import RunFailed, UserError
+from seq2seq_keras.config import DecodeConfig
+from seq2seq_keras.inference import Summarizer, Summary
+from seq2seq_keras.sample import demo
+
+MAX_CHARACTERS = 20_000  # of one text; only its beginning is read anyway
+MAX_TEXTS = 64
+MAX_BODY_BYTES = 2 * 2**20
+MAX_BEAM = 8
+# The page loads nothing from elsewhere and runs only its own script.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+
+
+class SummarizeRequest(BaseModel):
+    """One text, or several.
+
+    Attributes:
+        text: a text.
+        texts: texts, instead of ``text``.
+        beam: hypotheses kept; 1 is greedy.
+        attention: send what each word looked at.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    text: str | None = Field(None, max_length=MAX_CHARACTERS)
+    texts: list[str] | None = Field(None, min_length=1, max_length=MAX_TEXTS)
+    beam: int = Field(1, ge=1, le=MAX_BEAM)
+    attention: bool = False
+
+    @field_validator("texts")
+    @classmethod
+    def _short_enough(cls, texts: list[str] | None) -> list[str] | None:
+        for number, text in enumerate(texts or ()):
+            if len(text) > MAX_CHARACTERS:
+                raise ValueError(f"text {number} has more than {MAX_CHARACTERS} characters")
+        return texts
+
+
+def create_app(summarizer: Summarizer) -> FastAPI:
+    """The application around a loaded model; it answers one request at a time.
+
+    Args:
+        summarizer: the model.
+    """
+    app = FastAPI(title="seq2seq-keras", docs_url=None, redoc_url=None, openapi_url=None)
+    page = files("seq2seq_keras.serving").joinpath("page.html").read_text(encoding="utf-8")
+    page = page.replace("%%DEMO%%", _html(demo().text))
+    lock = threading.Lock()
+
+    @app.middleware("http")
+    async def limit_body(request: Request, call_next: Any) -> Any:
+        length = request.headers.get("content-length", "")
+        if request.method == "POST" and not (length.isdigit() and int(length) <= MAX_BODY_BYTES):
+            return _error(413, f"the body must name its length, of at most {MAX_BODY_BYTES // 2**20} MiB")
+        return await call_next(request)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+        return _error(422, f"{where}: {str(first['msg']).removeprefix('Value error, ')}")
+
+    @app.exception_handler(UserError)
+    async def refused(request: Request, error: UserError) -> JSONResponse:
+        return _error(500 if isinstance(error, RunFailed) else 422, str(error))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        return _error(error.status_code, str(error.detail))
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        return _error(500, "the summarizer failed; its log says why")
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    def readyz() -> dict[str, Any]:
+        model = summarizer.model
+        return {"status": "ready", "parameters": model.count_params(), "pointer": model.settings.pointer}
+
+    @app.post("/summarize")
+    def summarize(request: SummarizeRequest) -> dict[str, Any]:
+        if (request.text is None) == (request.texts is None):
+            raise UserError("give either text or texts", "body")
+        given = [request.text] if request.text is not None else request.texts or []
+        with lock:
+            found = summarizer.summarize(given, DecodeConfig(beam=request.beam))
+        records = [_record(summary, request.attention) for summary in found]
+        return records[0] if request.text is not None else {"summaries": records}
+
+    @app.get("/", response_class=HTMLResponse)
+    def index() -> HTMLResponse:
+        return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"})
+
+    return app
+
+
+def _record(summary: Summary, attention: bool) -> dict[str, Any]:
+    record = summary.to_dict()
+    return {**record, "attention": summary.attention.round(4).tolist()} if attention else record
+
+
+def _error(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"error": " ".join(message.split())}, status_code=status)
+
+
+def _html(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def serve(
+    summarizer: Summarizer, host: str = "127.0.0.1", port: int = 8000, *, log: Callable[[str], None] = lambda _: None
+) -> None:
+    """Serve until Ctrl-C or SIGTERM; requests in hand are answered first.
+
+    Args:
+        summarizer: the model.
+        host: address to listen on.
+        port: 0 takes a free one.
+        log: told the address when the server is ready.
+
+    Raises:
+        UserError: if the port is taken or the address is not this machine's.
+    """
+    import socket
+
+    import uvicorn
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise UserError(f"cannot listen here ({error.strerror})", f"{host}:{port}", "Choose another --port") from None
+    listener.listen(128)
+    app = create_app(summarizer)
+    settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10)
+    name = f"[{host}]" if ":" in host else host
+    log(f"http://{name}:{listener.getsockname()[1]}/ (Ctrl-C stops)")
+    uvicorn.Server(settings).run(sockets=[listener])

@@ -1,0 +1,194 @@
+"""The object a user holds, its exports and its evaluation, on a model trained for a moment."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from latentlab_shared.errors import UserError
+from seq2seq_keras.config import DataConfig, DecodeConfig, ModelConfig, Settings, TrainConfig
+from seq2seq_keras.data.encode import build_vocabulary, encode_pairs, pad
+from seq2seq_keras.evaluation import evaluate, references_of, seed_protocol
+from seq2seq_keras.evaluation.baselines import baselines, best_span
+from seq2seq_keras.evaluation.report import write_report
+from seq2seq_keras.evaluation.scores import behaviour
+from seq2seq_keras.inference import Summarizer
+from seq2seq_keras.inference.export import FORMATS, export
+from seq2seq_keras.model.seq2seq import Seq2Seq
+from seq2seq_keras.sample import generate
+from seq2seq_keras.training import fit
+
+SETTINGS = Settings(
+    data=DataConfig(min_count=3, max_source=60),
+    model=ModelConfig(
+        embedding_dim=16,
+        units=16,
+        encoder_layers=1,
+        bidirectional=True,
+        share_embeddings=True,
+        tied_output=True,
+        pointer=True,
+        coverage=True,
+        dropout=0.1,
+    ),
+    train=TrainConfig(batch_size=16, epochs=2, optimizer="adam", learning_rate=0.01),
+)
+EXAMPLES = generate(40, 5)
+TEXTS = [e.text for e in EXAMPLES]
+
+
+@pytest.fixture(scope="module")
+def summarizer():
+    keras.utils.set_random_seed(0)
+    examples = generate(128, 4)
+    vocabulary = build_vocabulary(examples, SETTINGS.data)
+    model = Seq2Seq(len(vocabulary), SETTINGS.model)
+    encoded = encode_pairs(examples, vocabulary, SETTINGS.data)
+    fit(model, encoded, encode_pairs(EXAMPLES, vocabulary, SETTINGS.data), SETTINGS.train)
+    return Summarizer(model, vocabulary, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def saved(summarizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    summarizer.save(folder)
+    return folder
+
+
+def test_one_text_and_a_list(summarizer):
+    many = summarizer.summarize(TEXTS[:5])
+    one = summarizer.summarize(TEXTS[3])
+    assert one.text == many[3].text and one.words == many[3].words
+    np.testing.assert_allclose(one.attention, many[3].attention, atol=1e-5)
+    assert one.text and len(one.words) == len(one.copied) == len(one.attention)
+    assert one.attention.shape[1] == len(one.source) <= 60
+    np.testing.assert_allclose(one.attention.sum(1), 1, atol=1e-4)
+    assert "attention" not in one.to_dict() and json.dumps(one.to_dict())
+    assert summarizer.summarize([]) == []
+
+
+def test_it_writes_what_decode_sequence_writes(summarizer):
+    for text in TEXTS[:3]:
+        source = summarizer.encode(text)
+        ids = summarizer.decode_sequence(pad([source.ids]), pad([source.ext]))
+        assert tuple(summarizer.vocabulary.decode(ids, source.unknown)) == summarizer.summarize(text).words
+
+
+def test_settings_of_the_search(summarizer):
+    found = summarizer.summarize(TEXTS[0], DecodeConfig(beam=4, n_best=4, min_length=3, max_length=6))
+    texts = [found.text, *found.alternatives]
+    assert len(set(texts)) == len(texts) > 1 and all(3 <= len(t.split()) <= 6 for t in texts)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "... !", "\x00\x01"])
+def test_texts_without_words_are_refused(summarizer, text):
+    with pytest.raises(UserError, match="text 1: there are no words"):
+        summarizer.summarize(["Fine words.", text])
+
+
+def test_strange_texts_are_summarized(summarizer):
+    for text in ("x", "日本語 の テキスト", "a" * 5000, "tax " * 5000, "😀 tax <script>alert(1)</script>"):
+        assert isinstance(summarizer.summarize(text).text, str)
+
+
+def test_a_fresh_process_writes_the_same(summarizer, saved):
+    code = (
+        "import sys, json; from seq2seq_keras import Summarizer;"
+        "print(json.dumps([s.text for s in Summarizer.load(sys.argv[1]).summarize(json.load(sys.stdin))]))"
+    )
+    call = [sys.executable, "-c", code, str(saved)]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    given = json.dumps(TEXTS[:5])
+    done = subprocess.run(call, input=given, capture_output=True, text=True, check=True, env=environment)
+    assert json.loads(done.stdout) == [s.text for s in summarizer.summarize(TEXTS[:5])]
+
+
+def test_damaged_models_are_one_line(saved, tmp_path):
+    with pytest.raises(UserError, match="no trained model"):
+        Summarizer.load(tmp_path)
+    for name in ("config.json", "vocabulary.txt", "model.safetensors"):
+        broken = tmp_path / name.replace(".", "_")
+        broken.mkdir()
+        for file in saved.iterdir():
+            content = file.read_bytes()
+            (broken / file.name).write_bytes(content[: len(content) // 2] if file.name == name else content)
+        with pytest.raises(UserError):
+            Summarizer.load(broken)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_exports_write_the_same_ids(summarizer, tmp_path, name):
+    if name == "onnx":
+        pytest.importorskip("tf2onnx")
+        pytest.importorskip("onnxruntime")
+    rows = export(summarizer, tmp_path / "out", (name,), TEXTS[:12])
+    assert Path(rows[0]["file"]).exists() and rows[0]["bytes"] > 1000 and rows[0]["texts_compared"] == 12
+    assert (tmp_path / "out" / "vocabulary.txt").is_file()
+
+
+def test_unknown_formats_are_refused(summarizer, tmp_path):
+    with pytest.raises(UserError, match="not a format"):
+        export(summarizer, tmp_path / "x", ("h5",), TEXTS[:1])
+    assert not (tmp_path / "x").exists()
+
+
+# -- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_and_its_page(summarizer, tmp_path):
+    found = evaluate(summarizer, EXAMPLES, references_of(EXAMPLES, summarizer))
+    rows = {row["name"]: row for row in found.rows}
+    assert {"model", "lead-8", "lead-13", "lead-18", "copy of the input", "longest sentence", "label function"} <= set(
+        rows
+    )
+    span = rows["best span (oracle)"]["metrics"]["f1"]
+    assert all(span >= rows[f"lead-{k}"]["metrics"]["f1"] for k in (8, 13))
+    for row in found.rows:
+        for metric, value in row["metrics"].items():
+            low, high = row["interval"][metric]
+            assert low <= value <= high and (metric == "f1_seed" or high <= 1)
+    assert [b["name"] for b in found.behaviour] == ["model", "references"] and found.texts == 40
+    assert found.behaviour[0]["repeated_bigrams"] == 0
+    page = write_report(tmp_path, found, "A <title>").read_text()
+    assert "A &lt;title&gt;" in page and EXAMPLES[0].text[:60] in page and page.count("data:image/png") == 3
+    for name in ("attention", "copied", "scores"):
+        assert (tmp_path / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_perfect_summary_scores_one(summarizer):
+    references = [" ".join(s.words) for s in summarizer.summarize(TEXTS[:6])]
+    found = evaluate(summarizer, EXAMPLES[:6], references)
+    assert found.rows[0]["metrics"]["f1"] == pytest.approx(1)
+    assert found.rows[0]["metrics"]["rougeL"] == pytest.approx(1)
+
+
+def test_references_are_cut_only_where_the_label_is_made(summarizer):
+    long = " ".join(f"w{i}" for i in range(30))
+    human, made = replace(EXAMPLES[0], summary=long), replace(EXAMPLES[0], summary=long, pseudo=True)
+    assert [len(r.split()) for r in references_of([human, made], summarizer)] == [30, 18]
+    texts = [replace(EXAMPLES[0], text="Short one. The second sentence of this text is a longer one.", summary="")]
+    assert seed_protocol(texts, texts, summarizer) == ["the second sentence of this text is a longer one"]
+
+
+def test_baselines():
+    example = replace(EXAMPLES[0], text="The tax rose. Rain fell in Oslo on the second day. So.")
+    found = {name: make(example, ["rain", "oslo"]) for name, make in baselines(DataConfig(max_source=7), (2,)).items()}
+    assert found["lead-2"] == ["the", "tax"]
+    assert found["copy of the input"] == ["the", "tax", "rose", "rain", "fell", "in"]
+    assert found["longest sentence"] == ["rain", "fell", "in", "oslo", "on", "the", "second", "day"]
+    assert best_span(["a", "b", "c", "b"], ["b", "c"]) == ["b", "c"]
+    assert best_span(["a"], ["b", "c"]) == ["a"]
+
+
+def test_behaviour_by_hand():
+    found = behaviour(["tax tax tax", "rain in oslo 7", ""], ["a tax", "rain fell in oslo on 6", "x"])
+    assert found["repeated_bigrams"] == pytest.approx(1 / 3) and found["empty"] == pytest.approx(1 / 3)
+    assert found["copied_words"] == pytest.approx(6 / 7) and found["numbers_kept"] == 0
+    assert found["novel_bigrams"] == pytest.approx(4 / 5) and found["distinct"] == 1
+    assert found["length"] == pytest.approx(7 / 3)
