@@ -37,7 +37,8 @@ REUTERS = """<!DOCTYPE lewis SYSTEM "lewis.dtd">
 &#3;</BODY></TEXT>
 </REUTERS>
 <REUTERS NEWID="8"><DATE>3-MAR-1987 605:01:01.79</DATE><TEXT><TITLE>NO BODY</TITLE></TEXT></REUTERS>
-<REUTERS NEWID="9"><DATE>3-MAR-1987 605:01:01.79</DATE><TEXT><TITLE>LATE</TITLE><BODY>It was late.</BODY></TEXT></REUTERS>
+<REUTERS NEWID="9"><DATE>3-MAR-1987 605:01:01.79</DATE>
+<TEXT><TITLE>LATE</TITLE><BODY>It was late.</BODY></TEXT></REUTERS>
 """
 
 
@@ -67,9 +68,8 @@ def test_reuters(tmp_path):
 
 
 def test_agnews_has_no_header(tmp_path):
-    (tmp_path / "test.csv").write_text(
-        '"3","Fears for T N","Unions say\\they are out."\n"4","A race","A second\\team."\n'
-    )
+    rows = ['"3","Fears for T N","Unions say\\they are out."', '"4","A race","A second\\team."']
+    (tmp_path / "test.csv").write_text("\n".join(rows))
     found = read_examples(tmp_path / "test.csv")
     assert [(e.summary, e.text) for e in found] == [
         ("Fears for T N", "Unions say they are out."),

@@ -1,4 +1,4 @@
-"""The training loop: it learns, it stops, it resumes to the same numbers, and its coverage phase begins where it should."""
+"""The training loop: it learns, stops, resumes to the same numbers, and begins coverage at the best weights."""
 
 import json
 import math

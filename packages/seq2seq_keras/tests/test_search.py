@@ -44,6 +44,8 @@ def test_candidates_hold_the_whole_distribution_once(name):
     decoded, _ = model.step(np.full(6, SOS, np.int32), state, memory)
     candidates = prepare(tf.constant(ext), VOCABULARY, model.settings.pointer)
     found = np.exp(np.array(log_probabilities(decoded, candidates, VOCABULARY), np.float64))
+    columns = [tf.fill([6], column) for column in range(found.shape[1])]
+    ids = np.array([word_ids(column, candidates, VOCABULARY) for column in columns])  # (C, B)
     for b in range(6):
         p = Counter()
         logits = np.array(decoded.logits[b, 0], np.float64)
@@ -53,8 +55,7 @@ def test_candidates_hold_the_whole_distribution_once(name):
         for place, weight in enumerate(decoded.attention[b, 0].numpy()):
             p[int(ext[b, place])] += (1 - gate) * weight
         ours = Counter()
-        for column, value in enumerate(found[b]):
-            word = int(word_ids(tf.fill([6], column), candidates, VOCABULARY)[b])
+        for word, value in zip(ids[:, b].tolist(), found[b], strict=True):
             if value > 1e-12:
                 assert word not in ours, "a word has two live columns"
                 ours[word] = value
@@ -65,6 +66,7 @@ def test_candidates_hold_the_whole_distribution_once(name):
         assert not set(ours) & set(NEVER_WRITTEN)
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(5, 8), max_size=8), st.integers(1, 4))
 def test_repeated_names_the_words_that_end_a_known_ngram(tokens, n):
     ids = np.zeros((1, 8), np.int32)
@@ -79,14 +81,13 @@ def test_repeated_names_the_words_that_end_a_known_ngram(tokens, n):
 # -- greedy against the seed's loop ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS))
-@pytest.mark.parametrize("rules", [DecodeConfig(no_repeat_ngram=2), DecodeConfig(no_repeat_ngram=0, min_length=3)])
-def test_the_compiled_loop_writes_what_the_seeds_loop_writes(name, rules):
-    model = model_of(name)
-    source, ext = texts(4, seed=5)
+@pytest.mark.parametrize("name", ["seed", "no mask", "small", "coverage"])
+def test_the_compiled_loop_writes_what_the_seeds_loop_writes(name):
+    model, rules = model_of(name), DecodeConfig(no_repeat_ngram=2, min_length=3)
+    source, ext = texts(3, seed=5)
     found = compile_search(model, LENGTH, rules)(source, ext)[0].numpy()[:, 0]
     seed = SeedDecoder(model, source.shape[1], LENGTH, rules)
-    for i in range(4):
+    for i in range(3):
         assert seed.decode_sequence(source[i : i + 1], ext[i : i + 1]) == words_of(found[i])
 
 
@@ -116,7 +117,7 @@ def test_the_seeds_two_models_have_its_inputs_and_outputs():
 # -- what must hold for any weights ----------------------------------------------------------------------------------
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     st.integers(0, 1000),
     st.sampled_from(["seed", "small", "coverage"]),
@@ -190,8 +191,7 @@ def test_a_wide_beam_finds_the_best_of_all(pointer, alpha):
     model = sharpen(Seq2Seq(size, replace(SMALL if pointer else TINY, dropout=0.0)), 3, 0.6)
     source, ext = np.array([[5, 1, 6]], np.int32), np.array([[5, size, 6]], np.int32)
     expected = all_hypotheses(model, source, ext, 3, alpha)
-    width = 8 if not pointer else 8
-    config = DecodeConfig(beam=width, n_best=width, no_repeat_ngram=0, min_length=0, length_penalty=alpha)
+    config = DecodeConfig(beam=8, n_best=8, no_repeat_ngram=0, min_length=0, length_penalty=alpha)
     found = search_beam(model, tf.constant(source), tf.constant(ext), 3, config)
     ids, scores = found.ids[0].numpy(), found.scores[0].numpy()
     assert tuple(int(i) for i in ids[0] if i != PAD) == expected[0][1]

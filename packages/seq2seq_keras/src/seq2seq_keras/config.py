@@ -186,6 +186,6 @@ PRESETS = {
         # Rare words are left to the pointer.
         data=replace(DataConfig(), min_count=5),
         model=_COPYING,
-        train=replace(TrainConfig(), optimizer="adam", learning_rate=2e-3, decay=0.3, clip=2.0, epochs=8),
+        train=replace(TrainConfig(), optimizer="adam", learning_rate=2e-3, decay=0.3, clip=2.0, epochs=5),
     ),
 }
