@@ -141,7 +141,7 @@ def running_server(database: str, *arguments: str) -> Iterator[tuple[subprocess.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     try:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300  # a busy machine takes its time
         while not _is_ready(port):
             if process.poll() is not None or time.monotonic() > end:
                 raise RunFailed("the server did not become ready", " ".join(command))
