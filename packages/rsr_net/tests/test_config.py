@@ -5,7 +5,7 @@ import json
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentlab_shared.errors import UserError
@@ -27,6 +27,7 @@ def anything(kind):
     return st.builds(kind, **by_name)
 
 
+@settings(deadline=None)
 @given(anything(RsrConfig))
 def test_round_trip_through_json(config):
     assert RsrConfig.from_dict(config.to_dict()) == config

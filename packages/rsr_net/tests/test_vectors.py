@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsr_net.evaluation.vectors import cosines, r2, r2_difference, r2_interval, score_vectors
@@ -14,6 +14,7 @@ def case(count, width=6, seed=0):
     return target + rng.normal(size=target.shape), target, target.mean(0) + 0.1, rng.normal(size=(600, width)) + 1.0
 
 
+@settings(deadline=None)
 @given(st.integers(11, 40), st.integers(0, 1000))
 def test_every_score_is_its_formula(count, seed):
     predicted, target, center, others = case(count, seed=seed)
