@@ -155,3 +155,16 @@ def test_the_grammar_loads_no_framework() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.strip()) == (0, ""), done.stderr
+
+
+def test_progress_is_lines_where_there_is_no_terminal(monkeypatch, capsys):
+    monkeypatch.setattr("latentlab_shared.cli._EVERY_S", 0.0)
+    from latentlab_shared.cli import Output
+
+    with Output().progress("embedding", 3) as advance:
+        advance(1)
+        advance(2)
+    with Output(quiet=True).progress("embedding", 3) as advance:
+        advance(1)
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.splitlines() == ["embedding: 1 of 3", "embedding: 3 of 3"]

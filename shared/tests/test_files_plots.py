@@ -66,7 +66,7 @@ def test_a_page_stands_alone(tmp_path: Path) -> None:
         [("Rows", html_table([{"a": "<x>", "b": 0.51239}])), ("Plot", image(png))],
     )
     text = page.read_text()
-    assert "A &lt;b&gt; title" in text and "&lt;x&gt;" in text and "0.5124" in text
+    assert "A &lt;b&gt; title" in text and "&lt;x&gt;" in text and "0.512" in text
     assert "data:image/png;base64," in text and "http" not in text.replace("http-equiv", "")
 
 

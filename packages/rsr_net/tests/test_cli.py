@@ -114,6 +114,8 @@ def test_explain_is_plain_text_when_it_is_no_terminal(home):
 def test_retrieve_warns_on_stderr_that_it_speaks_of_another_article(home):
     done = rsr("summarize", "article.txt", "--mode", "retrieve", cwd=home)
     assert "another article" in done.stderr and "another article" not in done.stdout
+    said = json.loads(rsr("summarize", "article.txt", "--mode", "retrieve", "--json", cwd=home).stdout)
+    assert said["confidence"] is None and said["neighbours"][0]["similarity"] <= 1
     assert rsr("summarize", "article.txt", "--mode", "retrieve", "-q", cwd=home).stderr == ""
 
 
@@ -127,9 +129,9 @@ def test_wrong_input_is_one_line_and_exit_2(home, tmp_path):
         ([tmp_path / "image.png", *model], "is not text"),
         (["-", *model], "is empty"),
         ([], "Give a file"),
-        (["-", *model, "--mode"], "--mode"),
+        (["-", *model, "--mode"], "mode"),
         (["--demo"], "rsr-net train"),
-        (["--demo", "--mode", "rewrite", *model], "--mode"),
+        (["--demo", "--mode", "rewrite", *model], "mode"),
         (["--demo", "--mode", "generate", *model], "rsr-net train --decoder"),
         (["--demo", "--sentences", "2", *model], "--sentences"),
         (["--demo", "-n", "0", *model], "--max-sentences"),
@@ -144,7 +146,7 @@ def test_wrong_input_is_one_line_and_exit_2(home, tmp_path):
 
 def test_a_run_folder_has_everything_and_says_how_to_use_it(home):
     folder = home / "runs/rsr_net/sample"
-    assert {"config.json", "environment.json", "results.json", "README.md", "model"} <= {
+    assert {"config.json", "environment.json", "results.json", "README.md", "checkpoints"} <= {
         p.name for p in folder.iterdir()
     }
     config = json.loads((folder / "config.json").read_text())
@@ -294,13 +296,13 @@ def test_ctrl_c_is_exit_130_and_resume_gives_the_uninterrupted_model(tmp_path):
     out, err = process.communicate()
     assert process.returncode == 130 and "Traceback" not in err and out == ""
     assert err.splitlines()[-1] == "interrupted: go on with rsr-net train --resume stopped"
-    assert not (tmp_path / "stopped" / "model").exists()
+    assert not (tmp_path / "stopped" / "checkpoints" / "best").exists()
     assert "has not finished" in one_line(rsr("summarize", "--demo", "--model", "stopped", cwd=tmp_path, code=2))
 
     assert "--resume" in one_line(rsr("train", "--resume", "stopped", "--limit", "9", cwd=tmp_path, code=2))
     rsr("train", "--resume", "stopped", "-q", cwd=tmp_path)
     rsr(*long, "-o", "straight", "-q", cwd=tmp_path)
-    ours, theirs = (tmp_path / run / "model" / "refiner.safetensors" for run in ("stopped", "straight"))
+    ours, theirs = (tmp_path / run / "checkpoints" / "best" / "refiner.safetensors" for run in ("stopped", "straight"))
     assert ours.read_bytes() == theirs.read_bytes()
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, 151))

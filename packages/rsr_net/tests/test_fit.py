@@ -27,7 +27,7 @@ from rsr_net.training.ridge import CrossFit, article_matrix, target_matrix
 from rsr_net.training.seed import fit_recursion, predict_recursion
 
 D = 8
-CHECKPOINT = Path("checkpoints") / "last.safetensors"
+CHECKPOINT = Path("checkpoints") / "last" / "state.safetensors"
 
 
 def made(number, width=D):
@@ -257,7 +257,7 @@ def test_a_checkpoint_is_replaced_never_written_over(tmp_path):
     with safe_open(tmp_path / "first", "pt") as file:
         assert json.loads(file.metadata()["run"])["epoch"] == 1
     assert saved(tmp_path)[0]["epoch"] == 3
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.safetensors"]
+    assert [path.name for path in (tmp_path / "checkpoints" / "last").iterdir()] == ["state.safetensors"]
 
 
 def test_a_checkpoint_of_another_configuration_or_damaged_is_refused(tmp_path):

@@ -38,6 +38,7 @@ from latentlab_shared.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+_EVERY_S = 15.0  # between two lines of progress, where there is no terminal
 VERBS = ("prepare", "train", "evaluate", "predict", "serve", "export", "bench")
 
 
@@ -115,9 +116,12 @@ class Output:
 
     @contextmanager
     def progress(self, description: str, total: float | None = None) -> Iterator[Callable[[float], None]]:
-        """Show a progress bar while the block runs, on a terminal only; the value given advances it."""
-        if self.quiet or self.json or not sys.stderr.isatty():
-            yield lambda _: None
+        """Show a progress bar while the block runs; the value given advances it.
+
+        Where stderr is no terminal, a line every quarter of a minute takes its place.
+        """
+        if self.quiet or not sys.stderr.isatty():
+            yield self._lines(description, total)
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
         from rich.progress import TimeRemainingColumn as Remaining
@@ -132,6 +136,20 @@ class Output:
         with Progress(*columns, console=self.stderr, transient=True) as bar:
             task = bar.add_task(description, total=total)
             yield lambda amount: bar.advance(task, amount)
+
+    def _lines(self, description: str, total: float | None) -> Callable[[float], None]:
+        import time
+
+        done, said = 0.0, time.monotonic()
+
+        def advance(amount: float) -> None:
+            nonlocal done, said
+            done += amount
+            if time.monotonic() - said >= _EVERY_S:
+                said = time.monotonic()
+                self.log(f"{description}: {done:,.0f}" + (f" of {total:,.0f}" if total else ""))
+
+        return advance
 
     def track(self, items: Sequence[Any] | Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:
         """Iterate with a progress bar."""

@@ -49,7 +49,7 @@ def image(path: Path, caption: str = "") -> str:
 
 
 def html_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """Dictionaries as an HTML table; floats get four significant digits, numbers stand right."""
+    """Dictionaries as an HTML table; floats get three decimals, numbers stand right."""
     listed = list(rows)
     names = list(columns or (listed[0] if listed else []))
     head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
@@ -60,7 +60,13 @@ def html_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None 
 def _cell(value: Any) -> str:
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return f"<td>{'–' if value is None else html.escape(str(value))}</td>"
-    return f'<td class="n">{f"{value:.4g}" if isinstance(value, float) else html.escape(str(value))}</td>'
+    return f'<td class="n">{_number(value) if isinstance(value, float) else html.escape(str(value))}</td>'
+
+
+def _number(value: float) -> str:
+    """Three decimals; more where that would hide the value, fewer where they say nothing."""
+    size = abs(value)
+    return f"{value:.3f}" if size < 1000 and (size >= 5e-4 or value == 0) else f"{value:.3g}"
 
 
 _PAGE = """<!doctype html>
@@ -70,7 +76,7 @@ _PAGE = """<!doctype html>
 body {{ font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2.5rem auto; padding: 0 1.2rem; }}
 h1 {{ font-size: 1.7rem; margin-bottom: .2rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.4rem; }}
 p.lead {{ opacity: .75; margin-top: 0; }} .wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: .92rem; }}
+table {{ border-collapse: collapse; font-size: .92rem; margin: 0 0 1.4rem; }}
 th, td {{ padding: .32rem .8rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }}
 td.n {{ text-align: right; font-variant-numeric: tabular-nums; }}
 figure {{ margin: 1rem 0; }} img {{ max-width: 100%; background: #fff; border-radius: 6px; }}

@@ -64,7 +64,11 @@ class RunFolder:
         path = Path(path)
         holds = [p.name for p in path.iterdir() if p.name != ".lock"] if path.is_dir() else []
         if holds and not (overwrite and "config.json" in holds):
-            fix = f"Go on with --resume {path}, or choose another --output-dir" if "config.json" in holds else ""
+            fix = (
+                f"Go on with --resume {path}, choose another --output-dir, or --overwrite it"
+                if "config.json" in holds
+                else ""
+            )
             raise UserError("the folder is not empty", path, fix or "Choose another --output-dir")
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)

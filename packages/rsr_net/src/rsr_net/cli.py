@@ -107,7 +107,7 @@ def train(
     output_dir: OutputDir = None,
     resume: Resume = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw an earlier run in the folder away.")] = False,
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of every random choice; 0 by default.")] = None,
     device: Device = DeviceName.auto,
     limit: Limit = None,
     skip_bad: SkipBad = False,
@@ -119,7 +119,8 @@ def train(
 
     if profile not in PROFILES:
         raise UserError(f"{profile!r} is not a profile", "--profile", f"Use one of: {', '.join(PROFILES)}")
-    if resume and (config or sets or data or encoder or limit or output_dir or overwrite):
+    given = (config, sets, data, encoder, limit, output_dir, seed)
+    if resume and (overwrite or skip_bad or any(option is not None for option in given)):
         raise UserError("the run keeps its own data and settings", "--resume", "Leave the other options out")
     base = PROFILES[profile]
     settings = replace(
@@ -129,24 +130,26 @@ def train(
         limit=limit,
         skip_bad=skip_bad,
         decoder=decoder,
-        seed=seed,
+        seed=seed or 0,
     )
     # The quickstart is run again and again: its own folder, and nothing else, is replaced without asking.
     folder = resume or output_dir or RUNS / profile
-    with out.progress("embedding") as advance:
-        results = train_run(
-            folder,
-            settings,
-            config_file=config,
-            overrides=sets or (),
-            resume=resume is not None,
-            overwrite=overwrite or (folder == SAMPLE_RUN and profile == "sample"),
-            device=device.value,
-            cache_dir=cache_dir,
-            log=out.log,
-            detail=out.debug,
-            advance=advance,
-        )
+    replaced = folder == SAMPLE_RUN and profile == "sample" and not resume
+    if replaced and not overwrite and (folder / "config.json").is_file():
+        out.log(f"{folder}: the sample's run is replaced (give --output-dir to keep it)")
+    results = train_run(
+        folder,
+        settings,
+        config_file=config,
+        overrides=sets or (),
+        resume=resume is not None,
+        overwrite=overwrite or replaced,
+        device=device.value,
+        cache_dir=cache_dir,
+        log=out.log,
+        detail=out.debug,
+        progress=out.progress,
+    )
     scores = results["validation"]
     rows = [{"state": name, "R²": s["r2"], "cosine": s["cosine"]} for name, s in scores.items()]
     out.log(f"the model is in {folder}; try: rsr-net summarize --demo --model {folder}")
@@ -174,6 +177,8 @@ def _predict(
     examples, folder = _articles(source, demo, limit, skip_bad, out)
     summarizer = Summarizer.from_pretrained(model, device=device.value)
     summaries = summarizer.summarize_examples(examples, mode, max_sentences)  # type: ignore[arg-type]  # checked there
+    if summarizer.trained_on == "sample" and not demo:
+        out.warn(f"{model} has seen only the built-in articles; for real text: rsr-net train --data YOUR_ARTICLES")
     for summary in {s.warning: s for s in summaries if s.warning}.values():
         out.warn(summary.warning)
     if folder:
@@ -242,9 +247,16 @@ def _explanation(summary: Summary) -> Any:
         for step in summary.steps
     ]
     named = {read.index: read.sentence for step in summary.steps for read in step.reads}
-    key = Text("\n").join(Text(f"[{i}] {_short(named[i])}", style="dim") for i in sorted(named))
+    key = Text("\n").join(
+        [
+            Text("sentences read, counted from 0:"),
+            *(Text(f"[{i}] {_short(named[i])}", style="dim") for i in sorted(named)),
+        ]
+    )
     picked = Text("\n").join(Text(f"[{i}] {summary.sentences[i]}", style="bold") for i in summary.indices)
-    facts = Text(f"confidence {summary.confidence:.2f}, {len(summary.steps)} steps, {len(summary.sentences)} sentences")
+    facts = Text(f"{len(summary.steps)} steps, {len(summary.sentences)} sentences")
+    if summary.confidence is not None:
+        facts.append(f", confidence {summary.confidence:.2f} (the chance to be nearer to the truth than is typical)")
     if summary.faithfulness is not None:
         facts.append(f", faithfulness {summary.faithfulness:.2f}")
     shown = picked if summary.indices else Text(summary.text, style="bold")
@@ -267,6 +279,7 @@ def serve(
     from rsr_net.inference import Summarizer
     from rsr_net.serving.app import serve
 
+    out.log(f"loading {model}")
     serve(Summarizer.from_pretrained(model, device=device.value), host, port, log=out.log)
 
 

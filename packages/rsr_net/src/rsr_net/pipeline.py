@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentlab_shared.config import load_config
 from latentlab_shared.errors import UserError
-from latentlab_shared.files import write_json
+from latentlab_shared.files import read_json, write_json
 from latentlab_shared.provenance import environment
 from latentlab_shared.runs import RunFolder, model_card
 from rsr_net.config import RsrConfig
@@ -27,14 +27,22 @@ if TYPE_CHECKING:
     from rsr_net.model.refiner import Refiner
 
 RUNS = Path("runs/rsr_net")
+BEST = Path("checkpoints") / "best"  # of a run: its model
 LSA_WIDTH = 256
 _IN_MEMORY = 20_000  # articles, some 2 GB of vectors
 _SELECTOR_ARTICLES = 5_000
 _DECODER_TEXTS = 20_000
 _INDEX_SUMMARIES = 20_000
+_SHOWN = 3  # examples of a report
 _CHECKED = 64  # validation articles that set the faithfulness threshold
 
 Log = Callable[[str], None]
+Progress = Callable[[str, float | None], AbstractContextManager[Callable[[float], None]]]
+
+
+def no_progress(description: str, total: float | None) -> AbstractContextManager[Callable[[float], None]]:
+    """No bar: what advances it is told to nobody."""
+    return nullcontext(lambda _: None)
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ def train_run(
     cache_dir: Path | None = None,
     log: Log = lambda _: None,
     detail: Log = lambda _: None,
-    advance: Callable[[float], None] = lambda _: None,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Train a summarizer into a run folder.
 
@@ -130,7 +138,7 @@ def train_run(
         cache_dir: where the embeddings are kept.
         log: told what happens, a line at a time.
         detail: told the figures of every epoch.
-        advance: told the number of articles embedded.
+        progress: makes the progress bar of the embedding.
 
     Returns:
         Where the model is, and the validation scores.
@@ -139,6 +147,11 @@ def train_run(
         wants_decoder = settings.decoder
         settings = _settings_of(RunFolder.read(output))
         settings = replace(settings, decoder=settings.decoder or wants_decoder)
+    else:
+        load_config(RsrConfig, config_file, overrides, RsrConfig.default("rsr"))  # a typing error shows at once
+    if resume and (output / BEST / "config.json").is_file():
+        log(f"{output}: the training had ended; the model is written again")
+    fitted = None if settings.encoder == "lsa" else load_or_fit_encoder(settings.encoder, (), device, settings.seed)
     bad = BadRows(skip=settings.skip_bad)
     train = examples_of(settings.data, "train", limit=settings.limit, bad=bad, seed=settings.seed)
     few = None if settings.limit is None else max(10, settings.limit // 10)
@@ -147,7 +160,7 @@ def train_run(
     log(f"{len(train)} articles to train on, {len(valid)} for validation, encoder {settings.encoder}")
     if bad.count or bad.without_article:
         log(f"left out: {bad.count} malformed, {bad.without_article} without article text")
-    encoder = load_or_fit_encoder(settings.encoder, train, device, settings.seed)
+    encoder = fitted or load_or_fit_encoder(settings.encoder, train, device, settings.seed)
     if not resume:
         base = RsrConfig.default("rsr", encoder.dim)
         base = replace(base, train=replace(base.train, seed=settings.seed))
@@ -161,7 +174,8 @@ def train_run(
         settings = replace(settings, rsr=rsr)
 
     with open_cache(encoder, cache_dir) as cache:
-        embedded = [embed(part, encoder, cache, advance) for part in (train, valid)]
+        with progress("embedding", len(train) + len(valid)) as advance:
+            embedded = [embed(part, encoder, cache, advance) for part in (train, valid)]
         run = (
             RunFolder.resume(output)
             if resume
@@ -170,15 +184,20 @@ def train_run(
             )
         )
         with run:
+            log("fitting the refiner")
             refiner = _fit(embedded[0], embedded[1], settings.rsr, run, resume, device, detail)
             log("fitting the choice of sentences")
             _fit_selector(refiner, train, embedded[0], embedded[1], settings.rsr)
             index = index_of(train, encoder, cache)
-            summarizer = Summarizer(refiner, encoder, settings.encoder, settings.rsr, index=index)
+            known = settings.data if settings.data in ("sample",) or settings.data.startswith("hub:") else ""
+            trained_on = known or Path(settings.data).name
+            summarizer = Summarizer(
+                refiner, encoder, settings.encoder, settings.rsr, index=index, trained_on=trained_on
+            )
             if settings.decoder:
                 log("training the decoder")
                 fit_decoder(summarizer, train, embedded[1], cache, settings.seed)
-            summarizer.save_pretrained(output / "model")
+            summarizer.save_pretrained(output / BEST)
             results = _validation(summarizer, embedded[1])
             run.write_results(results)
             run.write_card(_card(settings, results, run))
@@ -410,8 +429,16 @@ def evaluate_run(
     summarizer = Summarizer.from_pretrained(model, device=device)
     with open_cache(summarizer.encoder, cache_dir) as cache:
         articles = list(embed_examples(examples, summarizer.encoder, cache))
+    log("refining, and scoring every baseline")
     found = evaluate(summarizer, examples, articles)
-    report = write_report(folder, found, f"RSR-Net: {model}")
+    facts = environment(seed, {source: digest(examples)})
+    what = "generated articles (the built-in sample)" if source == "sample" else f"articles of {source}"
+    about = f"{found.articles} held-out {what}, {split} part. {facts['date']}, commit {facts['commit'] or 'none'}."
+    shown = [(e, s.text) for e, s in zip(examples, summarizer.summarize_examples(examples[:_SHOWN]), strict=False)]
+    report = write_report(folder, found, f"RSR-Net: {model}", about, shown)
     results = {"data": source, "split": split, **asdict(found), "skipped": bad.count, "report": str(report)}
-    write_json(folder / "results.json", {**results, "environment": environment(seed, {source: digest(examples)})})
+    before = read_json(folder / "results.json") if (folder / "results.json").is_file() else {}
+    if "validation" in before:  # what the training wrote stays
+        results["validation"] = before["validation"]
+    write_json(folder / "results.json", {**results, "environment": facts})
     return results

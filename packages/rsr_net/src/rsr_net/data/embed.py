@@ -20,7 +20,7 @@ def embed_examples(
     encoder: TextEncoder,
     cache: EmbeddingCache | None = None,
     *,
-    group: int = 64,
+    group: int = 16,
     advance: Callable[[float], None] = lambda _: None,
 ) -> Iterator[ArticleVectors]:
     """Embed articles, their leads, their sentences and their summaries.
@@ -90,7 +90,7 @@ def encode(texts: Sequence[str], encoder: TextEncoder, cache: EmbeddingCache | N
     """Vectors of some texts, (N, D), in their order; from the cache where it has them."""
     if cache is None:
         return np.asarray(encoder.encode(list(texts)), dtype=np.float32)
-    return np.asarray(cache.get_or_compute(list(texts), encoder.encode), dtype=np.float32)
+    return np.asarray(cache.get_or_compute(list(texts), encoder.encode, progress=False), dtype=np.float32)
 
 
 def _texts(example: Example) -> Iterator[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from latentlab_shared.plots import COLOURS, html_table, image, new_figure, save_png, write_page
+from rsr_net.data.types import Example
 from rsr_net.evaluation.held_out import HeldOut
 
 
@@ -18,7 +20,7 @@ def convergence_plot(found: HeldOut, path: Path) -> Path:
     left.plot(at, [row["r2"] for row in found.steps], marker="o", markersize=3, label="R²")
     left.plot(at, [row["centred_r_at_1"] for row in found.steps], marker="s", markersize=3, label="centred R@1")
     left.axvline(depth, color=COLOURS[6], linewidth=0.8, linestyle=":", label="trained depth")
-    left.set(xlabel="step", title="The state after each step", ylim=(min(0, min(r["r2"] for r in found.steps)), 1))
+    left.set(xlabel="step", title="The state after each step", ylim=(min(0, min(r["r2"] for r in found.steps)), 1.05))
     left.legend(frameon=False)
     right.semilogy(at[1:], [max(row["residual"], 1e-9) for row in found.steps[1:]], marker="o", markersize=3)
     right.axvline(depth, color=COLOURS[6], linewidth=0.8, linestyle=":")
@@ -40,8 +42,19 @@ def extraction_plot(found: HeldOut, path: Path) -> Path:
     return save_png(figure, path)
 
 
-def write_report(folder: Path, found: HeldOut, title: str) -> Path:
-    """Write ``plots/*.png`` and ``report.html`` below a run folder; returns the page."""
+def write_report(folder: Path, found: HeldOut, title: str, about: str, shown: Sequence[tuple[Example, str]]) -> Path:
+    """Write ``plots/*.png`` and ``report.html`` below a run folder.
+
+    Args:
+        folder: the run folder.
+        found: the measurement.
+        title: of the page.
+        about: a sentence on the data, the date and the code.
+        shown: articles with the summaries that the model picked.
+
+    Returns:
+        The page.
+    """
     plots = folder / "plots"
     curve = convergence_plot(found, plots / "convergence.png")
     bars = extraction_plot(found, plots / "extraction.png")
@@ -65,5 +78,11 @@ def write_report(folder: Path, found: HeldOut, title: str) -> Path:
             + html_table([vars(row) for row in found.confidence["reliability"]]),
         ),
         ("Every step", html_table(found.steps)),
+        ("Some of its summaries", "".join(_example(example, text) for example, text in shown)),
     ]
-    return write_page(folder / "report.html", title, f"{found.articles} held-out articles.", sections)
+    return write_page(folder / "report.html", title, about, sections)
+
+
+def _example(example: Example, picked: str) -> str:
+    parts = (("Picked", picked), ("Written by a person", example.summary), ("The first three sentences", example.lead))
+    return html_table([{"": name, example.id: text} for name, text in parts])

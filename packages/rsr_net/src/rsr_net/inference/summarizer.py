@@ -68,6 +68,7 @@ class Summarizer:
         faithful: faithfulness below which a generated text gets a warning.
         cache: of embeddings, for large inputs.
         device: of the refiner.
+        trained_on: the source of its articles, such as "sample"; "" where nobody said.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Summarizer:
         faithful: float = 0.5,
         cache: EmbeddingCache | None = None,
         device: str = "cpu",
+        trained_on: str = "",
     ) -> None:
         if encoder.dim != config.model.input_dim:
             raise UserError(
@@ -92,6 +94,7 @@ class Summarizer:
         self.refiner = refiner.to(device).eval()
         self.encoder, self.encoder_name, self.config = encoder, encoder_name, config
         self.index, self.decoder, self.faithful, self.cache, self.device = index, decoder, faithful, cache, device
+        self.trained_on = trained_on
 
     # -- summaries -----------------------------------------------------------------------------------------------
 
@@ -128,19 +131,17 @@ class Summarizer:
     ) -> list[Summary]:
         """Summarize articles that are split into sentences already; see ``summarize``."""
         if mode not in MODES:
-            raise UserError(f"{mode!r} is not a mode", "--mode", f"Use one of: {', '.join(MODES)}")
+            raise UserError(f"{mode!r} is not a mode", "mode", f"Use one of: {', '.join(MODES)}")
         if not 1 <= max_sentences <= CANDIDATES:
-            raise UserError(f"{max_sentences} is out of range", "--max-sentences", f"Ask for 1 to {CANDIDATES}")
+            raise UserError(f"{max_sentences} is out of range", "max_sentences", f"Ask for 1 to {CANDIDATES}")
         for example in examples:
             if len(example.sentences) > MAX_SENTENCES:
                 what = f"has {len(example.sentences)} sentences, more than {MAX_SENTENCES}"
                 raise UserError(what, example.id, "Summarize it in parts")
         if mode == "retrieve" and self.index is None:
-            raise UserError(
-                "the model has no index of summaries", "--mode retrieve", "Train it again with rsr-net train"
-            )
+            raise UserError("the model has no index of summaries", "mode retrieve", "Train it again with rsr-net train")
         if mode == "generate" and self.decoder is None:
-            raise UserError("the model has no decoder", "--mode generate", "Train one: rsr-net train --decoder")
+            raise UserError("the model has no decoder", "mode generate", "Train one: rsr-net train --decoder")
         found: list[Summary] = []
         for at in range(0, len(examples), _GROUP):
             group = examples[at : at + _GROUP]
@@ -195,7 +196,7 @@ class Summarizer:
         return Summary(
             text=text,
             mode=mode,
-            confidence=float(refined.quality[row]),
+            confidence=None if mode == "retrieve" else float(refined.quality[row]),
             sentences=example.sentences,
             indices=indices,
             steps=_trace(example, refined, row),
@@ -226,11 +227,12 @@ class Summarizer:
             "format": FORMAT,
             "config": self.config.to_dict(),
             "encoder": {
-                "name": "encoder" if save_own is not None else self.encoder_name,
+                "name": self.encoder_name,
                 "own": save_own is not None,
                 "fingerprint": self.encoder.fingerprint.as_dict(),
             },
             "faithful": self.faithful,
+            "trained_on": self.trained_on,
         }
         write_json(folder / "config.json", about)  # last: a folder with it is whole
 
@@ -282,16 +284,17 @@ class Summarizer:
             faithful=faithful,
             cache=cache,
             device=torch_device(device),
+            trained_on=str(about.get("trained_on", "")),
         )
 
 
 def model_folder(folder: Path) -> Path:
-    """The folder that holds the weights: the given one, or ``model`` inside a run.
+    """The folder that holds the weights: the given one, or ``checkpoints/best`` of a run.
 
     Raises:
         UserError: if there is none.
     """
-    for home in (folder / "model", folder):
+    for home in (folder / "checkpoints" / "best", folder):
         if (home / "refiner.safetensors").is_file() and (home / "config.json").is_file():
             return home
     if (folder / "config.json").is_file():

@@ -61,7 +61,8 @@ class Summary:
     Attributes:
         text: the summary.
         mode: how the words were found.
-        confidence: calibrated probability that the refined state is better than the typical one.
+        confidence: calibrated probability that the refined state is nearer to the article's true summary than is
+            typical; None in the mode "retrieve", whose words are another article's (see ``neighbours``).
         sentences: the article's sentences.
         indices: the places of the picked ones, rising; empty unless the mode is "extract".
         steps: the refinement, step by step.
@@ -72,7 +73,7 @@ class Summary:
 
     text: str
     mode: Mode
-    confidence: float
+    confidence: float | None
     sentences: tuple[str, ...]
     indices: tuple[int, ...]
     steps: tuple[Step, ...]

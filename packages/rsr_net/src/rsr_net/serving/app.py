@@ -72,6 +72,8 @@ def create_app(summarizer: Summarizer) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return _error(422, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
         where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
         return _error(422, f"{where}: {str(first['msg']).removeprefix('Value error, ')}")
 
@@ -96,7 +98,12 @@ def create_app(summarizer: Summarizer) -> FastAPI:
         modes = ["extract"]
         modes += ["retrieve"] if summarizer.index is not None else []
         modes += ["generate"] if summarizer.decoder is not None else []
-        return {"status": "ready", "encoder": summarizer.encoder_name, "modes": modes}
+        return {
+            "status": "ready",
+            "encoder": summarizer.encoder_name,
+            "trained_on": summarizer.trained_on,
+            "modes": modes,
+        }
 
     @app.post("/summarize")
     def summarize(request: SummarizeRequest) -> dict[str, Any]:

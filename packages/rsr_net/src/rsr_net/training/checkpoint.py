@@ -15,7 +15,7 @@ from latentlab_shared.files import atomic_path
 from rsr_net.config import RsrConfig
 from rsr_net.model.refiner import Refiner
 
-_FILE = Path("checkpoints") / "last.safetensors"
+_FILE = Path("checkpoints") / "last" / "state.safetensors"
 
 
 class Checkpoint:
@@ -51,7 +51,7 @@ class Checkpoint:
         self.best_score = float("-inf")
 
     def save(self, run: Path) -> None:
-        """Write ``checkpoints/last.safetensors`` below a run folder, whole or not at all."""
+        """Write ``checkpoints/last/state.safetensors`` below a run folder, whole or not at all."""
         from safetensors.torch import save_file
 
         tensors: dict[str, Tensor] = {"torch_rng": torch.get_rng_state()}

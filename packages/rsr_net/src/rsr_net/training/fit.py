@@ -50,7 +50,7 @@ def fit(
         train: articles with targets; read a batch at a time, so they may lie on disk.
         valid: held-out articles with targets: they choose the penalty and the epoch, and set the confidence.
         config: what to train.
-        run: folder for ``checkpoints/last.safetensors``, written after each epoch; None writes nothing.
+        run: folder for ``checkpoints/last/``, written after each epoch; None writes nothing.
         resume: a run folder to go on with; on the CPU the result is bit-identical to the uninterrupted run's.
         log: told the epoch and its figures.
         device: where to train.
