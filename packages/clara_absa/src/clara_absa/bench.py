@@ -15,10 +15,10 @@ from clara_absa.data_utils.batches import Batcher
 from clara_absa.data_utils.prompts import Prompter
 from clara_absa.inference.sentiment import AspectSentiment
 from clara_absa.model.clara import FastClaraModel
-from clara_absa.pipeline import examples_of
 from clara_absa.sample.backbone import make_backbone, train_tokenizer
 from clara_absa.training.objectives import Objective, PackedObjective, SeedObjective
 from clara_absa.training.schedules import make_schedule
+from clara_absa.training.settings import examples_of
 from latentlab_shared.provenance import write_table
 
 _ASPECTS = 4

@@ -95,7 +95,8 @@ def train(
     from dataclasses import replace
 
     from clara_absa.configs.base_config import ClaraConfig
-    from clara_absa.pipeline import RUNS, RunSettings, train_run
+    from clara_absa.pipeline import RUNS, train_run
+    from clara_absa.training.settings import RunSettings
 
     if resume and (config or sets or data or backbone or teacher or limit or output_dir or overwrite):
         raise UserError("the run keeps its own data and settings", "--resume", "Leave the other options out")
@@ -342,7 +343,8 @@ def reproduce(
     from clara_absa.configs.base_config import ClaraConfig
     from clara_absa.data_utils.prepare import prepare_data
     from clara_absa.evaluation.run import evaluate_run
-    from clara_absa.pipeline import RUNS, RunSettings, train_run
+    from clara_absa.pipeline import RUNS, train_run
+    from clara_absa.training.settings import RunSettings
 
     folder = output_dir or RUNS / "reproduce"
     if data is None:

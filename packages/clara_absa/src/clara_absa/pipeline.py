@@ -4,53 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from clara_absa.configs.base_config import ClaraConfig
 from clara_absa.configs.schema import Example
-from clara_absa.data_utils.splits import KINDS, Kind, Part, digest, read_part
+from clara_absa.data_utils.splits import digest
+from clara_absa.training.settings import RunSettings, examples_of
 from latentlab_shared.config import from_dict, load_config
 from latentlab_shared.errors import UserError
 from latentlab_shared.runs import RunFolder, model_card
 
 Log = Callable[[str], None]
 RUNS = Path("runs/clara_absa")
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What a run was trained on; saved with it.
-
-    Attributes:
-        data: "sample", a file or a folder.
-        task: "atsa", "acsa" or "joint".
-        limit: training sentences at most.
-        seed: of the generated data and of training.
-        teacher: a run whose answers are distilled.
-        clara: the model and its training.
-    """
-
-    data: str = "sample"
-    task: Kind = "atsa"
-    limit: int | None = None
-    seed: int = 0
-    teacher: str | None = None
-    clara: ClaraConfig = field(default_factory=ClaraConfig)
-
-
-def examples_of(
-    source: str, part: Part, task: Kind = "atsa", *, limit: int | None = None, seed: int = 0
-) -> list[Example]:
-    """Examples of a part of "sample", a file or a folder."""
-    if task not in KINDS:
-        raise UserError(f"{task!r} is not a task", "--task", f"Use one of: {', '.join(KINDS)}")
-    if source == "sample":
-        from clara_absa.sample.generator import sample_part
-
-        return sample_part(part, seed, limit)
-    return read_part(Path(source), part, task, limit=limit)
 
 
 def train_run(

@@ -10,10 +10,12 @@ from typing import Any
 
 from clara_absa.configs.base_config import ClaraConfig, LoraSettings, MemoryConfig, TrainConfig
 from clara_absa.data_utils.splits import Kind
-from clara_absa.pipeline import Log, examples_of
+from clara_absa.training.settings import examples_of
 from latentlab_shared.config import from_dict
 from latentlab_shared.errors import UserError
 from latentlab_shared.runs import RunFolder
+
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -281,7 +281,7 @@ PROFILES = {
     ),
     "light": ClaraConfig(
         backbone="tiny",
-        memory=MemoryConfig(tokens=8, reader="encoder"),
+        memory=MemoryConfig(tokens=8, start="pooled", reader="encoder"),
         lora=_FULL,
         loss=LossConfig(
             schedule="constant", alpha=(0.0, 0.0), beta=(1.0, 1.0), gamma=0.0, rec_share=0.0, ext_share=0.0

@@ -21,7 +21,7 @@ from clara_absa.evaluation.metrics import (
     questions_of,
 )
 from clara_absa.inference.sentiment import AspectSentiment
-from clara_absa.pipeline import RunSettings, examples_of
+from clara_absa.training.settings import RunSettings, examples_of
 from latentlab_shared.config import from_dict
 from latentlab_shared.errors import UserError
 from latentlab_shared.files import write_json

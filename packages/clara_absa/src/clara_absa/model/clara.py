@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from clara_absa.configs.base_config import MemoryConfig
 from clara_absa.data_utils.packing import TASKS, Packed
 from clara_absa.model.light import LightReader
+from clara_absa.model.pooling import stretches
 
 Role = Literal["compress", "answer"]
 
@@ -183,7 +184,8 @@ class FastClaraModel(nn.Module):
             longer memory are a shorter memory.
         """
         if self.reader is not None:
-            return self.reader(texts) * self.scale, None
+            read, words = self.reader(texts)
+            return read * self.scale + words, None
         with self.role("compress"):
             both_ways = self.memory.attention == "both"
             states = self.hidden(texts, self.memory_inputs(texts), both_ways).flatten(0, 1)  # (R*L, d)
@@ -267,31 +269,6 @@ class FastClaraModel(nn.Module):
         """Mean input embedding of each text's tokens, (S, d): what the seed aligns its memory to."""
         table = self._causal.get_input_embeddings()
         return _means(table(texts.ids.clamp(min=0)).flatten(0, 1), texts)
-
-
-def stretches(number: Tensor, count: Tensor, length: Tensor, nested: bool) -> tuple[Tensor, Tensor]:
-    """The stretch of text that a memory position begins with.
-
-    Plain memories part the text evenly. Nested ones go from coarse to fine, because the first of them must do alone:
-    the whole text; its second half; the second and the last quarter; every second eighth, and so on.
-
-    Args:
-        number: of the position in its memory, from 0, (V,).
-        count: positions of that memory, (V,).
-        length: tokens of its text, (V,).
-        nested: whether prefixes of the memory are memories.
-
-    Returns:
-        First token and the token after the last, (V,) each; at least one token lies between.
-    """
-    if nested:
-        level = torch.where(number > 0, torch.log2(number.clamp(min=1).float()).floor().long() + 1, 0)
-        parts = 2**level
-        at = torch.where(number > 0, 2 * (number - parts // 2) + 1, 0)
-    else:
-        parts, at = count, number
-    low = (at * length // parts).clamp(max=length - 1)
-    return low, torch.maximum((at + 1) * length // parts, low + 1)
 
 
 def _means(states: Tensor, texts: Packed) -> Tensor:

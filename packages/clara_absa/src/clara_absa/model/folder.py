@@ -71,9 +71,12 @@ def load_encoder_parts(name: str) -> tuple[Any, Any]:
     """A pretrained encoder and its tokenizer: ``minilm`` from its package (hash checked), a hub id or a folder."""
     from transformers import AutoModel, AutoTokenizer
 
-    from latentlab_shared._hub import find_model
+    from latentlab_shared.encoders import TransformerEncoder, load_encoder
 
-    folder = find_model(name).folder
+    found = load_encoder(name, device="cpu")
+    if not isinstance(found, TransformerEncoder):
+        raise UserError("this encoder has no transformer", "memory.encoder", "Use minilm, a hub id or a folder")
+    folder = found.files.folder
     encoder = AutoModel.from_pretrained(folder, use_safetensors=True, attn_implementation="sdpa")
     encoder.pooler = None  # its one vector per text is not used, and would never get a gradient
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -91,7 +94,8 @@ def assemble(
     reader = None
     if memory.reader == "encoder":
         width = int(backbone.get_input_embeddings().weight.shape[1])
-        reader = LightReader(encoder, memory.tokens, memory.depth, width)
+        pooled = memory.start == "pooled"
+        reader = LightReader(encoder, memory.tokens, memory.depth, width, pooled, bool(memory.sizes))
     adapted, targets = add_adapters(backbone, lora)
     return FastClaraModel(adapted, memory, reader), targets
 

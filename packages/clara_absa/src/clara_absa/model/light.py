@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clara_absa.data_utils.packing import Packed
+from clara_absa.model.pooling import stretches
 
 
 class ReadingLayer(nn.Module):
@@ -61,19 +62,28 @@ class LightReader(nn.Module):
         tokens: k.
         depth: reading layers.
         width: d, of the decoder.
+        pooled: each query begins with the mean state of its stretch of the text, and the mean word embedding of the
+            stretch is passed on beside what is read: a decoder of the same vocabulary knows the words at once.
+        nested: stretches from coarse to fine, see `stretches`.
     """
 
-    def __init__(self, encoder: Any, tokens: int, depth: int, width: int) -> None:
+    def __init__(
+        self, encoder: Any, tokens: int, depth: int, width: int, pooled: bool = False, nested: bool = False
+    ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.pooled, self.nested = encoder, pooled, nested
         size = int(encoder.config.hidden_size)
         self.queries = nn.Parameter(torch.randn(tokens, size) * 0.5)
         heads = int(encoder.config.num_attention_heads)
         self.layers = nn.ModuleList(ReadingLayer(size, heads) for _ in range(depth))
         self.norm, self.project = nn.LayerNorm(size), nn.Linear(size, width)
+        if pooled:
+            self.skip = nn.Linear(size, width, bias=False)
+            with torch.no_grad():
+                nn.init.eye_(self.skip.weight)
 
-    def forward(self, texts: Packed) -> Tensor:
-        """Memory of packed texts, tree by tree, (S * k, d).
+    def forward(self, texts: Packed) -> tuple[Tensor, Tensor]:
+        """Memory of packed texts, tree by tree, (S * k, d), and the words passed on beside it, (S * k, d), or 0.
 
         Args:
             texts: trunks of the encoder's tokens, its special ones included; a row's texts do not see each other.
@@ -90,7 +100,23 @@ class LightReader(nn.Module):
         real = torch.arange(int(count.max()), device=flat.device)[None] < count[:, None]  # (S, T)
         text = states.new_zeros(*real.shape, states.shape[1])
         text[real] = states[place]
-        read = self.queries.expand(len(count), -1, -1)
+        read, words = self.queries.expand(len(count), -1, -1), states.new_zeros(())
+        if self.pooled:
+            read = read + self._means(text, count)
+            table = self.encoder.get_input_embeddings()
+            spelled = torch.zeros_like(text)
+            spelled[real] = table(texts.ids.flatten()[place]).to(text.dtype)
+            words = self.skip(self._means(spelled, count)).flatten(0, 1)
         for layer in self.layers:
             read = layer(read, text, real)
-        return self.project(self.norm(read)).flatten(0, 1)  # type: ignore[no-any-return]
+        return self.project(self.norm(read)).flatten(0, 1), words
+
+    def _means(self, text: Tensor, length: Tensor) -> Tensor:
+        """Mean of each query's stretch of its text, (S, k, c)."""
+        texts, tokens = len(text), len(self.queries)
+        number = torch.arange(tokens, device=text.device).repeat(texts)
+        low, high = stretches(number, torch.full_like(number, tokens), length.repeat_interleave(tokens), self.nested)
+        sums = F.pad(text.float().cumsum(1), (0, 0, 1, 0))  # (S, T + 1, c)
+        row = torch.arange(texts, device=text.device).repeat_interleave(tokens)
+        means = (sums[row, high] - sums[row, low]) / (high - low)[:, None]
+        return means.to(text.dtype).view(texts, tokens, -1)

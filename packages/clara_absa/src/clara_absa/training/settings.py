@@ -1,0 +1,45 @@
+"""What a run was trained on, and how its examples are found again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clara_absa.configs.base_config import ClaraConfig
+from clara_absa.configs.schema import Example
+from clara_absa.data_utils.splits import KINDS, Kind, Part, read_part
+from latentlab_shared.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run was trained on; saved with it.
+
+    Attributes:
+        data: "sample", a file or a folder.
+        task: "atsa", "acsa" or "joint".
+        limit: training sentences at most.
+        seed: of the generated data and of training.
+        teacher: a run whose answers are distilled.
+        clara: the model and its training.
+    """
+
+    data: str = "sample"
+    task: Kind = "atsa"
+    limit: int | None = None
+    seed: int = 0
+    teacher: str | None = None
+    clara: ClaraConfig = field(default_factory=ClaraConfig)
+
+
+def examples_of(
+    source: str, part: Part, task: Kind = "atsa", *, limit: int | None = None, seed: int = 0
+) -> list[Example]:
+    """Examples of a part of "sample", a file or a folder."""
+    if task not in KINDS:
+        raise UserError(f"{task!r} is not a task", "--task", f"Use one of: {', '.join(KINDS)}")
+    if source == "sample":
+        from clara_absa.sample.generator import sample_part
+
+        return sample_part(part, seed, limit)
+    return read_part(Path(source), part, task, limit=limit)

@@ -1,0 +1,89 @@
+"""The light compressor: texts of a row stay apart, and a prefix of a nested memory is what it would be alone."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+sys.path.insert(0, str(Path(__file__).parent))
+from helpers import EXAMPLES, TOKENIZER
+
+from clara_absa.configs import MemoryConfig
+from clara_absa.data_utils.batches import Batcher
+from clara_absa.data_utils.packing import Tree, pack
+from clara_absa.data_utils.prompts import Prompter
+from clara_absa.model import FastClaraModel
+from clara_absa.model.light import LightReader
+from clara_absa.sample.backbone import backbone_on_encoder
+
+
+def encoder_of() -> BertModel:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(TOKENIZER),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        initializer_range=0.3,
+    )
+    return BertModel(config, add_pooling_layer=False).eval()
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@torch.no_grad()
+def test_packed_texts_have_the_memory_of_each_alone(pooled):
+    encoder = encoder_of()
+    reader = LightReader(encoder, tokens=4, depth=2, width=16, pooled=pooled).eval()
+    texts = [tuple(TOKENIZER(example.text)["input_ids"]) for example in EXAMPLES[:5]] + [(7,)]
+    packed = pack([Tree(text) for text in texts], 64)
+    assert len(packed.ids) < len(texts)
+    together, words = reader(packed)
+    for number, text in enumerate(texts):
+        alone, its_words = reader(pack([Tree(text)]))
+        rows = slice(4 * number, 4 * number + 4)
+        assert torch.allclose(together[rows], alone, atol=1e-5)
+        # The oracle of the encoder's part is the encoder on one text, by itself.
+        if pooled:
+            assert torch.allclose(words[rows], its_words, atol=1e-5)
+            table = encoder.get_input_embeddings()(torch.tensor(text))
+            parts = [(j * len(text) // 4, (j + 1) * len(text) // 4) for j in range(4)]
+            means = [table[min(a, len(text) - 1) : max(b, min(a, len(text) - 1) + 1)].mean(0) for a, b in parts]
+            assert torch.allclose(its_words, torch.stack(means), atol=1e-5)  # the skip begins as the identity
+    states = encoder(input_ids=torch.tensor([texts[0]])).last_hidden_state
+    packed_states = encoder(
+        input_ids=packed.ids,
+        attention_mask=(packed.tree[:, :, None] == packed.tree[:, None, :])[:, None],
+        position_ids=packed.positions,
+    ).last_hidden_state
+    assert torch.allclose(packed_states[packed.tree == 0], states[0], atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_first_vectors_are_a_memory_of_their_own():
+    encoder = encoder_of()
+    reader = LightReader(encoder, tokens=4, depth=2, width=16, pooled=True, nested=True).eval()
+    packed = pack([Tree(tuple(TOKENIZER(EXAMPLES[0].text)["input_ids"]))])
+    whole, _ = reader(packed)
+    reader.queries = torch.nn.Parameter(reader.queries[:2].clone())
+    short, _ = reader(packed)
+    assert torch.allclose(whole[:2], short, atol=1e-6)
+
+
+def test_one_gradient_reaches_encoder_and_decoder_and_words_stay():
+    encoder = encoder_of()
+    memory = MemoryConfig(tokens=4, reader="encoder", start="pooled")
+    backbone = backbone_on_encoder(TOKENIZER, encoder, layers=1)
+    reader = LightReader(encoder, 4, 1, 16, pooled=True)
+    model = FastClaraModel(backbone, memory, reader)
+    batcher = Batcher(Prompter(TOKENIZER), memory, 128, TOKENIZER)
+    items = [batcher.item(example) for example in EXAMPLES[:3]]
+    batch = batcher.training(items, [["reason"]] * 3)
+    model(batch.texts, batch.questions).tasks.sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    assert gradients["reader.encoder.encoder.layer.0.attention.self.query.weight"].abs().max() > 0
+    assert gradients["backbone.model.layers.0.self_attn.qkv_proj.weight"].abs().max() > 0
+    table = backbone.get_input_embeddings().weight
+    assert table.grad is None and torch.equal(table, encoder.get_input_embeddings().weight)
