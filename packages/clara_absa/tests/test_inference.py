@@ -9,7 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from helpers import EXAMPLES, TOKENIZER, tiny
+from clara_helpers import EXAMPLES, TOKENIZER, tiny
 
 from clara_absa.configs import POLARITIES, Aspect, ClaraConfig, LoraSettings, MemoryConfig
 from clara_absa.inference import AspectSentiment, Memory

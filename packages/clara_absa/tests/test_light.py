@@ -8,7 +8,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 sys.path.insert(0, str(Path(__file__).parent))
-from helpers import EXAMPLES, TOKENIZER
+from clara_helpers import EXAMPLES, TOKENIZER
 
 from clara_absa.configs import MemoryConfig
 from clara_absa.data_utils.batches import Batcher

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from helpers import EXAMPLES, tiny
+from clara_helpers import EXAMPLES, tiny
 
 from clara_absa.configs import MemoryConfig, Task
 from clara_absa.data_utils.packing import TASKS, Branch, Tree, pack, place

@@ -7,9 +7,16 @@ import pytest
 from fastapi.testclient import TestClient
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_inference import ANSWERER, TERMS, TEXT
+from clara_helpers import EXAMPLES, TOKENIZER, tiny
 
+from clara_absa.configs import ClaraConfig, LoraSettings, MemoryConfig
+from clara_absa.inference import AspectSentiment
 from clara_absa.serving.app import MAX_BODY_BYTES, MAX_CHARACTERS, create_app
+
+TEXT = EXAMPLES[0].text
+TERMS = [aspect.term for aspect in EXAMPLES[0].aspects]
+CONFIG = ClaraConfig(backbone="tiny", memory=MemoryConfig(tokens=4), lora=LoraSettings(rank=0))
+ANSWERER = AspectSentiment(tiny(CONFIG.memory)[0], TOKENIZER, CONFIG)
 
 
 @pytest.fixture(scope="module")

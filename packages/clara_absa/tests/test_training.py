@@ -9,7 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from helpers import EXAMPLES, tiny
+from clara_helpers import EXAMPLES, tiny
 
 from clara_absa.configs import ClaraConfig, LoraSettings, LossConfig, MemoryConfig, TrainConfig
 from clara_absa.training.fit import fit, learning_rate_share

@@ -65,6 +65,7 @@ def pretrain_run(
     from clara_absa.data_utils.prompts import Prompter
     from clara_absa.inference.sentiment import choose_device
     from clara_absa.model.clara import FastClaraModel
+    from clara_absa.model.folder import quiet
     from clara_absa.sample.backbone import make_backbone, train_tokenizer
     from clara_absa.training.build import VOCABULARY
     from clara_absa.training.fit import fit
@@ -129,6 +130,7 @@ def pretrain_run(
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"go on with clara-absa pretrain --resume {run.path}") from None
+        quiet()
         backbone.save_pretrained(run.path / "backbone")
         tokenizer.save_pretrained(run.path / "backbone")
         results = {"backbone": str(run.path / "backbone"), "texts": len(texts), **perplexity()}

@@ -63,9 +63,10 @@ def add_adapters(backbone: Any, settings: LoraSettings) -> tuple[Any, list[Targe
     """
     if settings.rank == 0:
         return backbone, []
+    targets = find_targets(backbone, settings)  # before peft, which takes long to import
+
     from peft import LoraConfig, get_peft_model
 
-    targets = find_targets(backbone, settings)
     made = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft divides by r; a float works

@@ -38,6 +38,7 @@ def load_causal(name: str, precision: str = "auto", quantise: bool = False) -> t
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    quiet()
     if (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
         raise UserError("there is no such folder", name, "Give a hub id or a folder with a causal model")
     more: dict[str, Any] = {}
@@ -67,12 +68,20 @@ def load_causal(name: str, precision: str = "auto", quantise: bool = False) -> t
     return backbone, tokenizer
 
 
+def quiet() -> None:
+    """No progress bars of the library: stderr is for our own lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def load_encoder_parts(name: str) -> tuple[Any, Any]:
     """A pretrained encoder and its tokenizer: ``minilm`` from its package (hash checked), a hub id or a folder."""
     from transformers import AutoModel, AutoTokenizer
 
     from latentlab_shared.encoders import TransformerEncoder, load_encoder
 
+    quiet()
     found = load_encoder(name, device="cpu")
     if not isinstance(found, TransformerEncoder):
         raise UserError("this encoder has no transformer", "memory.encoder", "Use minilm, a hub id or a folder")
@@ -115,6 +124,7 @@ def save_model(
     """
     from safetensors.torch import save_file
 
+    quiet()
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "memory.safetensors") as temporary:
         save_file(own_parameters(model), temporary)
@@ -157,6 +167,7 @@ def load_model(folder: Path, quantise: bool = False) -> tuple[FastClaraModel, An
     from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+    quiet()
     folder = Path(folder).expanduser()
     if not (folder / "clara.json").is_file():
         fix = "Give a run folder of `clara-absa train`, or a saved model"
