@@ -93,6 +93,18 @@ def test_evaluate_writes_its_files_and_names_baselines(home):
     assert json.loads((folder / "results.json").read_text())["questions"] == results["questions"]
 
 
+def test_compare_pools_seeds_into_one_row(home):
+    for seed in (1, 2):
+        clara("train", *FAST, "--seed", seed, "-o", f"seed{seed}", "-q", cwd=home)
+    run_folder = "runs/clara_absa/sample"
+    clara("compare", run_folder, "seed1", "-q", cwd=home, code=0)
+    found = json.loads(clara("compare", "seed1", "seed1", "--json", "-o", "tables", cwd=home).stdout)["rows"]
+    assert [row["seeds"] for row in found] == [None, None, "1, 1"]
+    alone = json.loads(clara("compare", "seed1", "--json", cwd=home).stdout)["rows"][2]
+    assert found[2]["accuracy"] == pytest.approx(alone["accuracy"])
+    assert json.loads((home / "tables" / "answers.json").read_text())["rows"][2]["metrics"]["seeds"] == "1, 1"
+
+
 def test_sweep_and_export(home):
     rows = json.loads(clara("sweep", "--size", "2", "--size", "8", "--limit", "10", "--json", cwd=home).stdout)["rows"]
     assert [row["k"] for row in rows] == [2, 8]

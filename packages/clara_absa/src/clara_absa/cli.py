@@ -203,6 +203,21 @@ def evaluate(
 
 
 @verb(app)
+def compare(
+    out: Output,
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; those of one kind are seeds of one row.")],
+    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "val",
+    output_dir: OutputDir = None,
+    device: Device = DeviceName.auto,
+) -> None:
+    """Measure several runs beside the baselines, averaged over seeds: the figures of the README."""
+    from clara_absa.evaluation.tables import compare_runs
+
+    rows = compare_runs(runs, split=split, device=device.value, output=output_dir, log=out.log)
+    out.result({"rows": rows}, table(rows))
+
+
+@verb(app)
 def predict(
     out: Output,
     source: Annotated[

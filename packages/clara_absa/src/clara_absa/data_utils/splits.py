@@ -69,14 +69,14 @@ def read_part(source: Path, part: Part, kind: Kind = "atsa", *, limit: int | Non
         )
     if kind != "joint" or part != "train":
         return read_file(path, limit=limit)
-    categories = find_part(source / "ACSA", "train", "acsa") or find_part(source, "train", "acsa")
+    categories = find_part(source, "train", "acsa")
     if categories is None or categories == path:
         raise UserError("joint training needs the categories too", source, "Expected ATSA/train.xml and ACSA/train.xml")
     held_out = [
         example
-        for task in ("atsa", "acsa")
-        for held in ("val", "test")
-        if (file := find_part(source, held, task)) is not None  # type: ignore[arg-type]  # both are literals
+        for task in KINDS[:2]
+        for held in PARTS[1:]
+        if (file := find_part(source, held, task)) is not None
         for example in read_file(file)
     ]
     kept, _ = drop_held_out(merge_sentences([*read_file(path), *read_file(categories)]), held_out)
