@@ -158,7 +158,7 @@ def test_a_run_folder_has_everything_and_says_how_to_use_it(home):
 
 def test_the_same_seed_gives_the_same_model(home, tmp_path):
     rsr("train", *FAST, "-q", "--output-dir", "again", cwd=tmp_path)
-    ours, theirs = (p / "model/refiner.safetensors" for p in (tmp_path / "again", home / "runs/rsr_net/sample"))
+    ours, theirs = (p / "checkpoints/best/refiner.safetensors" for p in (tmp_path / "again", home / "runs/rsr_net/sample"))
     assert ours.read_bytes() == theirs.read_bytes()
 
 
@@ -220,7 +220,7 @@ def test_skip_bad_counts_and_goes_on(tmp_path):
     (tmp_path / "news.jsonl").write_text("\n".join([*rows, "{"]) + "\n")
     assert "--skip-bad" in rsr("train", "--data", "news.jsonl", cwd=tmp_path, code=2).stderr
     done = rsr("train", "--data", "news.jsonl", "--skip-bad", "-o", "r", "--set", "train.epochs=1", cwd=tmp_path)
-    assert "malformed" in done.stderr and (tmp_path / "r/model").is_dir()
+    assert "malformed" in done.stderr and (tmp_path / "r/checkpoints/best").is_dir()
 
 
 @pytest.mark.slow
@@ -309,6 +309,6 @@ def test_ctrl_c_is_exit_130_and_resume_gives_the_uninterrupted_model(tmp_path):
 
 
 def test_a_reader_that_leaves_is_no_fault(home):
-    command = f"{sys.executable} -m rsr_net.cli summarize articles | head -c 1"
+    command = f"{sys.executable} -m rsr_net.cli summarize articles -q | head -c 1"
     done = subprocess.run(command, shell=True, cwd=home, capture_output=True, text=True, env=os.environ)
     assert done.stderr == "" and len(done.stdout) == 1
