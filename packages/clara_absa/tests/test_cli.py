@@ -94,10 +94,7 @@ def test_evaluate_writes_its_files_and_names_baselines(home):
 
 
 def test_compare_pools_seeds_into_one_row(home):
-    for seed in (1, 2):
-        clara("train", *FAST, "--seed", seed, "-o", f"seed{seed}", "-q", cwd=home)
-    run_folder = "runs/clara_absa/sample"
-    clara("compare", run_folder, "seed1", "-q", cwd=home, code=0)
+    clara("train", *FAST, "--seed", 1, "-o", "seed1", "-q", cwd=home)
     found = json.loads(clara("compare", "seed1", "seed1", "--json", "-o", "tables", cwd=home).stdout)["rows"]
     assert [row["seeds"] for row in found] == [None, None, "1, 1"]
     alone = json.loads(clara("compare", "seed1", "--json", cwd=home).stdout)["rows"][2]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clara_absa.configs.base_config import ClaraConfig, LoraSettings, MemoryConfig, TrainConfig
+from clara_absa.configs.base_config import ClaraConfig, LoraSettings, MemoryConfig, TinyConfig, TrainConfig
 from clara_absa.data_utils.splits import Kind
 from clara_absa.training.settings import examples_of
 from latentlab_shared.config import from_dict
@@ -67,7 +67,6 @@ def pretrain_run(
     from clara_absa.model.clara import FastClaraModel
     from clara_absa.model.folder import quiet
     from clara_absa.sample.backbone import make_backbone, train_tokenizer
-    from clara_absa.training.build import VOCABULARY
     from clara_absa.training.fit import fit
     from clara_absa.training.pretrain import LanguageObjective
     from clara_absa.training.schedules import make_schedule
@@ -84,7 +83,7 @@ def pretrain_run(
         except (OSError, UnicodeDecodeError) as error:
             raise UserError("this text cannot be read", name, "Give a UTF-8 file, one text per line") from error
     log(f"{len(texts)} texts to learn from")
-    tokenizer = train_tokenizer(train, VOCABULARY)
+    tokenizer = train_tokenizer(train, TinyConfig().vocabulary)
     backbone = make_backbone(tokenizer, settings.width, settings.layers, max(1, settings.width // 32), settings.seed)
     config = ClaraConfig(
         backbone="tiny",

@@ -1,6 +1,6 @@
 """Every number and every type of the system."""
 
-from clara_absa.configs.base_config import ClaraConfig, LoraSettings, LossConfig, MemoryConfig, TrainConfig
+from clara_absa.configs.base_config import ClaraConfig, LoraSettings, LossConfig, MemoryConfig, TinyConfig, TrainConfig
 from clara_absa.configs.schema import POLARITIES, Aspect, AspectSentimentResult, Example, Polarity, Task
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "MemoryConfig",
     "Polarity",
     "Task",
+    "TinyConfig",
     "TrainConfig",
 ]

@@ -206,12 +206,38 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class TinyConfig:
+    """The backbone that is made here, of Phi-3's architecture.
+
+    Attributes:
+        width: d; behind a light encoder it is the encoder's.
+        layers: of the backbone.
+        heads: of its attention; behind a light encoder they are the encoder's.
+        vocabulary: tokens at most; behind a light encoder it is the encoder's.
+        dropout: of what each layer adds, in [0, 1).
+    """
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    vocabulary: int = 4000
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        counts = dict.fromkeys(("width", "layers", "heads"), _COUNT)
+        _check(self, "tiny", {**counts, "vocabulary": ("at least 300", lambda v: v >= 300), "dropout": _LESS_THAN_ALL})
+        if self.width % (2 * self.heads):
+            raise UserError(f"must be a multiple of {2 * self.heads}, twice the heads", "tiny.width")
+
+
+@dataclass(frozen=True)
 class ClaraConfig:
     """One model and how it is trained.
 
     Attributes:
         recipe: "clara" packs and encodes each sentence once; "seed" pads, and encodes once per task, as the seed does.
         backbone: "tiny" (made here, with its own vocabulary), a hub id, or a folder with a causal model.
+        tiny: the backbone "tiny".
         memory: what the decoder reads.
         lora: the adapter.
         loss: the losses and their schedule.
@@ -220,6 +246,7 @@ class ClaraConfig:
 
     recipe: Literal["clara", "seed"] = "clara"
     backbone: str = PHI
+    tiny: TinyConfig = field(default_factory=TinyConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     lora: LoraSettings = field(default_factory=LoraSettings)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -267,13 +294,15 @@ PROFILES = {
     "phi": ClaraConfig(train=TrainConfig(precision="bf16", checkpointing=True, row_tokens=2048)),
     "sample": ClaraConfig(
         backbone="tiny",
+        tiny=TinyConfig(width=96, layers=3),
         memory=MemoryConfig(tokens=8, start="pooled", attention="both"),
         lora=_FULL,
         loss=_TOGETHER,
-        train=TrainConfig(epochs=8, batch_size=32, learning_rate=2e-3),
+        train=TrainConfig(epochs=8, batch_size=16, learning_rate=3e-3),
     ),
     "scratch": ClaraConfig(
         backbone="tiny",
+        tiny=TinyConfig(dropout=0.1),
         memory=MemoryConfig(tokens=8, start="pooled", attention="both"),
         lora=_FULL,
         loss=_TOGETHER,
@@ -281,6 +310,7 @@ PROFILES = {
     ),
     "light": ClaraConfig(
         backbone="tiny",
+        tiny=TinyConfig(layers=2, dropout=0.1),
         memory=MemoryConfig(tokens=8, start="pooled", reader="encoder"),
         lora=_FULL,
         loss=LossConfig(

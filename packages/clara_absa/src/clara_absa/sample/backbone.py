@@ -45,7 +45,9 @@ def train_tokenizer(examples: Iterable[Example], size: int = 4000) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=END)
 
 
-def make_backbone(tokenizer: Any, width: int = 128, layers: int = 4, heads: int = 4, seed: int = 0) -> Any:
+def make_backbone(
+    tokenizer: Any, width: int = 128, layers: int = 4, heads: int = 4, seed: int = 0, dropout: float = 0.0
+) -> Any:
     """A Phi-3 of this size with random weights and tied embeddings.
 
     Args:
@@ -54,6 +56,7 @@ def make_backbone(tokenizer: Any, width: int = 128, layers: int = 4, heads: int 
         layers: of the model.
         heads: of the attention.
         seed: of the weights.
+        dropout: of what each layer adds.
     """
     import torch
     from transformers import Phi3Config, Phi3ForCausalLM
@@ -67,6 +70,7 @@ def make_backbone(tokenizer: Any, width: int = 128, layers: int = 4, heads: int 
         num_attention_heads=heads,
         max_position_embeddings=1024,
         original_max_position_embeddings=1024,
+        resid_pdrop=dropout,
         tie_word_embeddings=True,
         bos_token_id=end,
         eos_token_id=end,
@@ -78,7 +82,7 @@ def make_backbone(tokenizer: Any, width: int = 128, layers: int = 4, heads: int 
         return Phi3ForCausalLM(config)
 
 
-def backbone_on_encoder(tokenizer: Any, encoder: Any, layers: int = 2, seed: int = 0) -> Any:
+def backbone_on_encoder(tokenizer: Any, encoder: Any, layers: int = 2, seed: int = 0, dropout: float = 0.0) -> Any:
     """A small decoder that shares the vocabulary and the word embeddings of a pretrained encoder.
 
     The embeddings stay as they are: an aspect that no training sentence names still means something.
@@ -88,12 +92,13 @@ def backbone_on_encoder(tokenizer: Any, encoder: Any, layers: int = 2, seed: int
         encoder: of BERT's family.
         layers: of the decoder.
         seed: of the other weights.
+        dropout: of what each layer of the decoder adds.
     """
     import torch
 
     words = encoder.get_input_embeddings().weight
     heads = int(encoder.config.num_attention_heads)
-    backbone = make_backbone(tokenizer, words.shape[1], layers, heads, seed)
+    backbone = make_backbone(tokenizer, words.shape[1], layers, heads, seed, dropout)
     table = backbone.get_input_embeddings()
     with torch.no_grad():
         table.weight.copy_(words)

@@ -29,7 +29,7 @@ _CLAUSES: dict[Polarity, tuple[str, ...]] = {
 }
 _JOINS = (", but ", ", while ", "; ", ", and ", ", although ")
 _OPENINGS = ("", "", "Last night ", "To be fair, ", "On Sunday ", "As for us, ")
-SIZES = {"train": 1200, "val": 150, "test": 150}
+SIZES = {"train": 2000, "val": 150, "test": 150}
 
 
 def generate(count: int, seed: int = 0) -> list[Example]:

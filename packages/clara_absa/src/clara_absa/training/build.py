@@ -16,9 +16,6 @@ from clara_absa.model.adapters import Target
 from clara_absa.model.clara import FastClaraModel
 from clara_absa.model.folder import assemble, load_causal, load_encoder_parts
 
-VOCABULARY = 4000
-LAYERS_ON_ENCODER = 2
-
 
 @dataclass(frozen=True)
 class Built:
@@ -46,7 +43,7 @@ def build(config: ClaraConfig, examples: Sequence[Example], quantise: bool = Fal
     """
     from clara_absa.sample.backbone import backbone_on_encoder, make_backbone, train_tokenizer
 
-    seed = config.train.seed
+    seed, tiny = config.train.seed, config.tiny
     encoder = encoder_tokenizer = None
     if config.memory.reader == "encoder":
         encoder, encoder_tokenizer = load_encoder_parts(config.memory.encoder)
@@ -54,10 +51,10 @@ def build(config: ClaraConfig, examples: Sequence[Example], quantise: bool = Fal
         backbone, tokenizer = load_causal(config.backbone, quantise=quantise)
     elif encoder is not None:
         tokenizer = encoder_tokenizer
-        backbone = backbone_on_encoder(tokenizer, encoder, LAYERS_ON_ENCODER, seed)
+        backbone = backbone_on_encoder(tokenizer, encoder, tiny.layers, seed, tiny.dropout)
     else:
-        tokenizer = train_tokenizer(examples, VOCABULARY)
-        backbone = make_backbone(tokenizer, seed=seed)
+        tokenizer = train_tokenizer(examples, tiny.vocabulary)
+        backbone = make_backbone(tokenizer, tiny.width, tiny.layers, tiny.heads, seed, tiny.dropout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, targets = assemble(backbone, config.memory, config.lora, encoder)
