@@ -86,13 +86,10 @@ def test_gradients_are_the_same_with_and_without_checkpointing(roles):
 
 
 def test_the_gradient_of_the_seeds_recipe_is_that_of_the_packed_one_for_one_sample():
-    """Another road to the same loss: one sequence, a padding mask, logits everywhere.
-
-    The text has no padding here: the seed's padding stands between text and memory tokens and moves their positions.
-    """
+    """Another road to the same loss: padding with a mask, and logits everywhere."""
     loss = LossConfig(schedule="constant", alpha=(1.0, 1.0), beta=(1.0, 1.0), rec_share=0.0, ext_share=0.0, gamma=0.0)
     one = [dataclasses.replace(EXAMPLES[0], aspects=EXAMPLES[0].aspects[:1])]
-    memory = MemoryConfig(tokens=4, max_text_tokens=len(tiny()[1].read(one[0].text)))
+    memory = MemoryConfig(tokens=4, max_text_tokens=60)
     model, _, packed = objective_of(config_of(memory, loss), one)
     ours = gradients(model, packed, [0])
     model, _, seed = objective_of(config_of(memory, loss, recipe="seed"), one, SeedObjective)

@@ -69,7 +69,7 @@ def add_adapters(backbone: Any, settings: LoraSettings) -> tuple[Any, list[Targe
 
     made = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft divides by r; a float works
+        lora_alpha=settings.alpha,  # peft divides it by r
         lora_dropout=settings.dropout,
         target_modules=[target.name for target in targets],
         task_type="CAUSAL_LM",

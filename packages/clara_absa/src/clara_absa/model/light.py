@@ -44,7 +44,7 @@ class ReadingLayer(nn.Module):
         """
 
         def split(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (S, h, ., c / h)
+            return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # (S, h, ., c / h)
 
         key, value = self.key_value(text).chunk(2, dim=-1)
         read = F.scaled_dot_product_attention(

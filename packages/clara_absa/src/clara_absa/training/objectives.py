@@ -15,6 +15,7 @@ from clara_absa.configs.schema import Task
 from clara_absa.data_utils.batches import Batcher, Item, task_tokens
 from clara_absa.data_utils.packing import TASKS
 from clara_absa.training.schedules import Moving, Uncertainty
+from latentlab_shared.errors import UserError
 
 REC, EXT, REASON = range(len(TASKS))
 
@@ -65,8 +66,10 @@ class PackedObjective:
         inner = getattr(model, "module", model)
         self._align = inner.mean_embeddings if config.loss.alignment == "embedding" else None
         single = batcher.prompter.single
+        if config.loss.distill and not single:
+            raise UserError("distillation needs a backbone whose polarities are one token each", "loss.distill")
         ids = [answer[0] for answer in batcher.prompter.verbalizers]
-        self._verbalizers = torch.tensor(ids, device=device) if single and config.loss.distill else None
+        self._verbalizers = torch.tensor(ids, device=device) if config.loss.distill else None
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """All sentences, shuffled."""
@@ -122,8 +125,8 @@ class PackedObjective:
 class SeedObjective:
     """The seed's recipe, as a baseline: a sample is one task; texts padded, encoded once per task, logits everywhere.
 
-    The texts are padded to ``memory.max_text_tokens`` and the questions to ten tokens more, as in the seed (246 and
-    256). Samples are drawn with its weights: reconstruction 1, extraction 1, reasoning 0.5.
+    Texts with their memory tokens are padded to ``memory.max_text_tokens``, memory with its question to ten tokens more,
+    as in the seed (246 and 256). Samples are drawn with its weights: reconstruction 1, extraction 1, reasoning 0.5.
 
     Args:
         model: with the backbone as its own compressor.
@@ -176,31 +179,32 @@ class SeedObjective:
         causal = self.model._causal
         pad, k = self.batcher.prompter.tokenizer.eos_token_id, self.config.memory.tokens
         longest = self.config.memory.max_text_tokens
-        texts = [self.items[i].words for i, _, _ in samples]
-        ids, mask = (torch.zeros(len(texts), longest, dtype=torch.long, device=self.device) for _ in range(2))
-        ids.fill_(pad)
+        texts = [self.items[i].words[: longest - k] for i, _, _ in samples]
+        ids = torch.full((len(texts), longest), pad, device=self.device)
+        seen, own = torch.zeros_like(ids), torch.zeros_like(ids)
+        at = torch.tensor([list(range(len(text), len(text) + k)) for text in texts], device=self.device)  # (B, k)
         for row, text in enumerate(texts):
-            ids[row, : len(text)] = torch.tensor(text)
-            mask[row, : len(text)] = 1
+            ids[row, : len(text)] = torch.tensor(text, device=self.device)
+            own[row, : len(text)] = seen[row, : len(text) + k] = 1
         table = causal.get_input_embeddings()
         words = table(ids)  # (B, T, d)
+        places = at[..., None].expand(-1, -1, words.shape[2])
         memory_tokens = self.model.memory_tokens.to(words.dtype).expand(len(texts), -1, -1)
-        seen = torch.cat([mask, mask.new_ones(len(texts), k)], 1)
         # The seed calls the causal model and reads its last hidden states: the logits are made and thrown away.
         said = causal(
-            inputs_embeds=torch.cat([words, memory_tokens], 1),
+            inputs_embeds=words.scatter(1, places, memory_tokens),
             attention_mask=seen,
             output_hidden_states=True,
             use_cache=False,
         )
-        memory = said.hidden_states[-1][:, -k:] * self.model.scale  # (B, k, d)
-        length = longest + 10
+        memory = said.hidden_states[-1].gather(1, places) * self.model.scale  # (B, k, d)
+        length = longest + 10 - k
         ids = ids.new_full((len(texts), length), pad)
         labels, seen = ids.new_full((len(texts), length + k), -100), seen.new_zeros(len(texts), length + k)
         for row, (_, _, branch) in enumerate(samples):
-            sequence = (*branch.prompt, *branch.answers[0])[:length]
-            ids[row, : len(sequence)] = torch.tensor(sequence)
-            labels[row, k + len(branch.prompt) : k + len(sequence)] = torch.tensor(sequence[len(branch.prompt) :])
+            sequence = torch.tensor((*branch.prompt, *branch.answers[0])[:length], device=self.device)
+            ids[row, : len(sequence)] = sequence
+            labels[row, k + len(branch.prompt) : k + len(sequence)] = sequence[len(branch.prompt) :]
             seen[row, : k + len(sequence)] = 1
         logits = causal(
             inputs_embeds=torch.cat([memory.to(words.dtype), table(ids)], 1), attention_mask=seen, use_cache=False
@@ -211,6 +215,6 @@ class SeedObjective:
         each = each.view(len(texts), -1).sum(1) / (labels != -100).sum(1)
         rec = torch.tensor([task == REC for _, task, _ in samples], device=self.device)
         zero = each.new_zeros(())
-        mean = (words * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        mean = (words * own[..., None]).sum(1) / own.sum(1, keepdim=True)
         alignment = (memory.mean(1) - mean).square().mean()
         return each[rec].mean() if rec.any() else zero, each[~rec].mean() if (~rec).any() else zero, alignment
