@@ -14,6 +14,7 @@ from clara_absa.data_utils.splits import digest
 from clara_absa.training.settings import RunSettings, examples_of
 from latentlab_shared.config import from_dict, load_config
 from latentlab_shared.errors import UserError
+from latentlab_shared.files import write_text
 from latentlab_shared.runs import RunFolder, model_card
 
 Log = Callable[[str], None]
@@ -138,7 +139,7 @@ def train_run(
         run.write_results(results)
         card = _card(settings, results, run)
         run.write_card(card)
-        (run.path / "model" / "README.md").write_text(card, encoding="utf-8")
+        write_text(run.path / "model" / "README.md", card)
     return {"run": str(output), **results}
 
 

@@ -253,10 +253,11 @@ class ClaraConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        if self.recipe == "seed" and self.memory.reader != "decoder":
-            raise UserError(
-                "the seed's recipe compresses with the decoder", "memory.reader", "Use memory.reader=decoder"
-            )
+        memory = self.memory
+        plain = (memory.reader, memory.start, memory.attention) == ("decoder", "tokens", "causal")
+        if self.recipe == "seed" and (not plain or memory.sizes or memory.ratio is not None):
+            fix = "Use memory.reader=decoder memory.start=tokens memory.attention=causal, without sizes and ratio"
+            raise UserError("the seed's recipe knows plain memory tokens only", "recipe=seed with memory.reader", fix)
 
     @classmethod
     def default(cls, profile: str = "phi") -> ClaraConfig:

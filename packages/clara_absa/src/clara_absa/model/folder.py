@@ -19,7 +19,7 @@ from clara_absa.model.adapters import add_adapters
 from clara_absa.model.clara import FastClaraModel
 from clara_absa.model.light import LightReader
 from latentlab_shared.errors import NeedsNetwork, UserError
-from latentlab_shared.files import atomic_path, read_json, write_json
+from latentlab_shared.files import atomic_path, read_json, to_json, write_json, write_text
 
 FORMAT = 1
 
@@ -140,8 +140,20 @@ def save_model(
     if encoder_tokenizer is not None:
         encoder_tokenizer.save_pretrained(folder / "encoder_tokenizer")
         write_json(folder / "encoder.json", model.reader.encoder.config.to_dict())  # type: ignore[union-attr]
+    if not (folder / "README.md").exists():  # `train` writes one that says more
+        write_text(folder / "README.md", _card(config))
     held = {"format": FORMAT, "config": config.to_dict(), "backbone": "backbone" if whole else config.backbone}
     write_json(folder / "clara.json", held)  # last: a folder with it is whole
+
+
+def _card(config: ClaraConfig) -> str:
+    return (
+        f"# Aspect sentiment from memory tokens\n\nA model of `clara_absa`: {config.memory.tokens} memory vectors, "
+        f"backbone `{config.backbone}`, reader `{config.memory.reader}`.\n\n"
+        "```python\nfrom clara_absa import AspectSentiment\n\n"
+        'AspectSentiment.from_pretrained("this folder").predict(text, aspects=["food"])\n```\n\n'
+        f"Trained with:\n\n```json\n{to_json(config.to_dict())}\n```\n"
+    )
 
 
 def _without_adapters(causal: Any) -> Any:

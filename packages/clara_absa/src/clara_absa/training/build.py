@@ -49,6 +49,10 @@ def build(config: ClaraConfig, examples: Sequence[Example], quantise: bool = Fal
         encoder, encoder_tokenizer = load_encoder_parts(config.memory.encoder)
     if config.backbone != "tiny":
         backbone, tokenizer = load_causal(config.backbone, quantise=quantise)
+        if quantise:
+            from peft import prepare_model_for_kbit_training
+
+            backbone = prepare_model_for_kbit_training(backbone, use_gradient_checkpointing=False)
     elif encoder is not None:
         tokenizer = encoder_tokenizer
         backbone = backbone_on_encoder(tokenizer, encoder, tiny.layers, seed, tiny.dropout)

@@ -125,8 +125,9 @@ class PackedObjective:
 class SeedObjective:
     """The seed's recipe, as a baseline: a sample is one task; texts padded, encoded once per task, logits everywhere.
 
-    Texts with their memory tokens are padded to ``memory.max_text_tokens``, memory with its question to ten tokens more,
-    as in the seed (246 and 256). Samples are drawn with its weights: reconstruction 1, extraction 1, reasoning 0.5.
+    Texts with their memory tokens are padded to ``memory.max_text_tokens``, memory with its question to ten tokens
+    more, as in the seed (246 and 256). Samples are drawn with its weights: 1 for reconstruction and extraction, 0.5 for
+    reasoning.
 
     Args:
         model: with the backbone as its own compressor.
