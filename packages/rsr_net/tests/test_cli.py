@@ -158,7 +158,8 @@ def test_a_run_folder_has_everything_and_says_how_to_use_it(home):
 
 def test_the_same_seed_gives_the_same_model(home, tmp_path):
     rsr("train", *FAST, "-q", "--output-dir", "again", cwd=tmp_path)
-    ours, theirs = (p / "checkpoints/best/refiner.safetensors" for p in (tmp_path / "again", home / "runs/rsr_net/sample"))
+    runs = (tmp_path / "again", home / "runs/rsr_net/sample")
+    ours, theirs = (run / "checkpoints" / "best" / "refiner.safetensors" for run in runs)
     assert ours.read_bytes() == theirs.read_bytes()
 
 

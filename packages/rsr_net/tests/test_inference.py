@@ -127,7 +127,7 @@ def test_wrong_requests_get_one_line(summarizer):
         (lambda: summarizer.summarize(""), "no article text"),
         (lambda: summarizer.summarize(["Fine.", " "]), "text 1: there is no article text"),
         (lambda: summarizer.summarize(ARTICLE, mode="rewrite"), "mode"),
-        (lambda: summarizer.summarize(ARTICLE, max_sentences=0), "--max-sentences"),
+        (lambda: summarizer.summarize(ARTICLE, max_sentences=0), "max_sentences"),
         (lambda: summarizer.summarize(ARTICLE, max_sentences=9), "Ask for 1 to 8"),
         (lambda: summarizer.summarize("It rained. " * 4001), "4001 sentences"),
         (lambda: bare.summarize(ARTICLE, mode="retrieve"), "no index"),
