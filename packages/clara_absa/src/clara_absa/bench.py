@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def _model(tokenizer: Any, memory: MemoryConfig, seed: int) -> tuple[FastClaraMo
     return FastClaraModel(backbone, memory), Batcher(Prompter(tokenizer), memory)
 
 
-def _medians(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+def _medians(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """CPU seconds of each way; the ways take turns, so that a slow moment meets all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for call in ways.values():  # once before, unmeasured
@@ -182,10 +182,10 @@ def _prediction(examples: Sequence[Example], tokenizer: Any, repeats: int, seed:
     seconds = _medians(
         {
             "one": one_by_one,
-            "batch": lambda: answerer.predict_batch(asked) and None,
+            "batch": lambda: answerer.predict_batch(asked),
             "memory": from_memory,
             "again": read_again,
-            "prefix": lambda: reader.predict_batch(asked) and None,
+            "prefix": lambda: reader.predict_batch(asked),
         },
         repeats,
     )

@@ -150,7 +150,16 @@ def pretrain(
     from clara_absa.pretraining import PretrainSettings, pretrain_run
 
     folder = resume or output_dir or Path("runs/clara_absa/backbone")
-    settings = PretrainSettings(data, task, tuple(map(str, text or ())), epochs, width, layers, seed, limit)
+    settings = PretrainSettings(
+        data,
+        task,  # type: ignore[arg-type]  # checked there
+        tuple(map(str, text or ())),
+        epochs,
+        width,
+        layers,
+        seed,
+        limit,
+    )
     with out.progress("pretraining") as advance:
         results = pretrain_run(
             folder,

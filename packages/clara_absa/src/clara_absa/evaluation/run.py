@@ -86,7 +86,7 @@ def probes(answerer: AspectSentiment, examples: Sequence[Example], seed: int = 0
     rng = np.random.default_rng(seed)
     turned = [vectors[(i + 1) % len(vectors)] for i in range(len(vectors))]
     table = torch.cat(vectors)
-    mixed = table[torch.from_numpy(rng.permutation(len(table)))].split([len(v) for v in vectors])
+    mixed = torch.split(table[torch.from_numpy(rng.permutation(len(table)))], [len(v) for v in vectors])
     return {
         "another sentence's memory": turned,
         "shuffled memory": list(mixed),
@@ -138,14 +138,15 @@ def evaluate_run(
     given["most frequent"] = [prior.majority] * len(questions)
     if answerer.config.memory.reader != "none":
         for name, vectors in probes(answerer, examples).items():
-            answers = answerer._answer(vectors, [e.aspects for e in examples], None, 0.0, "score")
-            given[name] = [str(r.polarity) for each in answers for r in each]
+            probed = answerer._answer(vectors, [e.aspects for e in examples], None, 0.0, "score")
+            given[name] = [str(r.polarity) for each in probed for r in each]
     if against is not None:
         log(f"asking {against}")
         other = AspectSentiment.from_pretrained(against, device=device)
         given[str(against.name)] = [str(r.polarity) for each in other.predict_batch(asked) for r in each]
     rows = [measure(name, questions, answers, hard) for name, answers in given.items()]
-    labels = np.array([POLARITIES.index(q.label) for q in questions])  # type: ignore[arg-type]  # a label is one
+    names: list[str] = list(POLARITIES)
+    labels = np.array([names.index(q.label) for q in questions])
     p = probabilities(found)
     right = p.argmax(1) == labels
     ours = np.array([a == q.label for a, q in zip(given["model"], questions, strict=True)], float)

@@ -149,7 +149,7 @@ class AspectSentiment:
             stride = [
                 self.config.memory.tokens if self.model.reader is not None else self.batcher.slots(t) for t in ids
             ]
-            for i, text, part in zip(chosen, ids, memory.split(stride), strict=True):
+            for i, text, part in zip(chosen, ids, torch.split(memory, stride), strict=True):
                 found[i] = part[: self.batcher.slots(text)].clone()
         return found
 
@@ -216,7 +216,7 @@ class AspectSentiment:
             ids = [self.batcher.read(texts[i]) for i in chosen]
             asked = [[self.batcher.prompter.ask(a.term) for a in aspects[i]] for i in chosen]
             scores = self._scores(self.batcher.questions(ids, asked), None)
-            parts = scores.split([len(aspects[i]) for i in chosen])
+            parts = torch.split(scores, [len(aspects[i]) for i in chosen])
             for i, part in zip(chosen, parts, strict=True):
                 found[i] = [_result(a, p, abstain) for a, p in zip(aspects[i], part, strict=True)]
         return found
@@ -290,7 +290,7 @@ class AspectSentiment:
         for start in range(0, len(vectors), _TEXTS_AT_ONCE):
             some, asked = vectors[start : start + _TEXTS_AT_ONCE], aspects[start : start + _TEXTS_AT_ONCE]
             packed, table = self._on_memory(some, [[prompter.ask(a.term) for a in each] for each in asked], size)
-            scores = self._scores(packed, table).split([len(each) for each in asked])
+            scores = torch.split(self._scores(packed, table), [len(each) for each in asked])
             for each, part in zip(asked, scores, strict=True):
                 found.append([_result(a, p, abstain) for a, p in zip(each, part, strict=True)])
         if mode == "generate":
@@ -384,7 +384,7 @@ def _located(term: str, text: str) -> Aspect:
 def _result(aspect: Aspect, probabilities: Tensor, abstain: float) -> AspectSentimentResult:
     best = int(probabilities.argmax())
     confidence = float(probabilities[best])
-    named = dict(zip(POLARITIES, (float(p) for p in probabilities), strict=True))
+    named: dict[str, float] = dict(zip(POLARITIES, (float(p) for p in probabilities), strict=True))
     return AspectSentimentResult(aspect, POLARITIES[best] if confidence >= abstain else None, confidence, named)
 
 

@@ -45,7 +45,8 @@ def load_causal(name: str, precision: str = "auto", quantise: bool = False) -> t
     if quantise:
         from transformers import BitsAndBytesConfig
 
-        more["quantization_config"] = BitsAndBytesConfig(
+        settings: Any = BitsAndBytesConfig
+        more["quantization_config"] = settings(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
@@ -54,7 +55,7 @@ def load_causal(name: str, precision: str = "auto", quantise: bool = False) -> t
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        backbone = AutoModelForCausalLM.from_pretrained(
+        backbone: Any = AutoModelForCausalLM.from_pretrained(
             name, dtype=precision, attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False, **more
         )
     except (OSError, ValueError) as error:
@@ -139,7 +140,8 @@ def save_model(
     tokenizer.save_pretrained(folder / "tokenizer")
     if encoder_tokenizer is not None:
         encoder_tokenizer.save_pretrained(folder / "encoder_tokenizer")
-        write_json(folder / "encoder.json", model.reader.encoder.config.to_dict())  # type: ignore[union-attr]
+        reader: Any = model.reader
+        write_json(folder / "encoder.json", reader.encoder.config.to_dict())
     if not (folder / "README.md").exists():  # `train` writes one that says more
         write_text(folder / "README.md", _card(config))
     held = {"format": FORMAT, "config": config.to_dict(), "backbone": "backbone" if whole else config.backbone}
@@ -200,7 +202,8 @@ def load_model(folder: Path, quantise: bool = False) -> tuple[FastClaraModel, An
         encoder = encoder_tokenizer = None
         if config.memory.reader == "encoder":
             described = AutoConfig.for_model(**read_json(folder / "encoder.json"))
-            encoder = AutoModel.from_config(described, attn_implementation="sdpa", add_pooling_layer=False)
+            kind: Any = AutoModel
+            encoder = kind.from_config(described, attn_implementation="sdpa", add_pooling_layer=False)
             encoder_tokenizer = AutoTokenizer.from_pretrained(folder / "encoder_tokenizer")
         model, _ = assemble(backbone, config.memory, replace(config.lora, rank=0), encoder)
         own = load_file(folder / "memory.safetensors")
@@ -220,7 +223,7 @@ def _with_adapters(backbone: nn.Module, folder: Path, lora: LoraSettings) -> Any
     from peft import PeftModel
 
     if lora.roles == "shared":
-        return PeftModel.from_pretrained(backbone, folder)  # type: ignore[arg-type]
-    model = PeftModel.from_pretrained(backbone, folder / "compress", adapter_name="compress")  # type: ignore[arg-type]
+        return PeftModel.from_pretrained(backbone, folder)
+    model = PeftModel.from_pretrained(backbone, folder / "compress", adapter_name="compress")
     model.load_adapter(folder / "answer", adapter_name="answer")
     return model

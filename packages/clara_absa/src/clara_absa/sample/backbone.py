@@ -42,7 +42,8 @@ def train_tokenizer(examples: Iterable[Example], size: int = 4000) -> Any:
         show_progress=False,
     )
     bpe.train_from_iterator(lines(), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=END)
+    wrap: Any = PreTrainedTokenizerFast  # its constructor has no types
+    return wrap(tokenizer_object=bpe, eos_token=END, pad_token=END)
 
 
 def make_backbone(
@@ -62,7 +63,8 @@ def make_backbone(
     from transformers import Phi3Config, Phi3ForCausalLM
 
     end = tokenizer.eos_token_id
-    config = Phi3Config(
+    describe: Any = Phi3Config  # typed without the options of every model
+    config = describe(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=8 * width // 3 // 16 * 16,
