@@ -110,7 +110,7 @@ def train_run(
             detail(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
         def after_epoch(epoch: int) -> dict[str, float]:
-            answerer._identity = ""
+            answerer.forget_identity()
             return {f"val_{name}": value for name, value in score(answerer, valid).items()}
 
         try:
@@ -128,7 +128,7 @@ def train_run(
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"go on with clara-absa train --resume {run.path}") from None
-        answerer._identity = ""
+        answerer.forget_identity()
         answerer.save_pretrained(run.path / "model")
         results = {
             "sentences": len(train),

@@ -92,6 +92,10 @@ class AspectSentiment:
             self._identity = found.hexdigest()
         return self._identity
 
+    def forget_identity(self) -> None:
+        """Hash the weights anew when they are next asked for; call it after training them further."""
+        self._identity = ""
+
     # ---- compressing ----------------------------------------------------------------------------------------------
 
     def compress(self, text: str) -> Memory:

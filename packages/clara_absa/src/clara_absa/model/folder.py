@@ -73,7 +73,8 @@ def quiet() -> None:
     """No progress bars of the library: stderr is for our own lines."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    silence: Any = logging.disable_progress_bar  # without types
+    silence()
 
 
 def load_encoder_parts(name: str) -> tuple[Any, Any]:
@@ -87,7 +88,7 @@ def load_encoder_parts(name: str) -> tuple[Any, Any]:
     if not isinstance(found, TransformerEncoder):
         raise UserError("this encoder has no transformer", "memory.encoder", "Use minilm, a hub id or a folder")
     folder = found.files.folder
-    encoder = AutoModel.from_pretrained(folder, use_safetensors=True, attn_implementation="sdpa")
+    encoder: Any = AutoModel.from_pretrained(folder, use_safetensors=True, attn_implementation="sdpa")
     encoder.pooler = None  # its one vector per text is not used, and would never get a gradient
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.backend_tokenizer.no_padding()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from clara_absa.configs.base_config import ClaraConfig, TrainConfig
 from clara_absa.training.objectives import Objective
-from latentlab_shared.errors import UserError
+from latentlab_shared.errors import RunFailed, UserError
 from latentlab_shared.files import atomic_path
 
 Log = Callable[[int, dict[str, float]], None]
@@ -184,7 +184,7 @@ def fit(
                         state.sums[name] = state.sums.get(name, 0.0) + value / per_epoch
             norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
             if not torch.isfinite(norm):
-                raise UserError(
+                raise RunFailed(
                     f"the gradient is not finite at update {state.update}", "train.learning_rate", "Lower it"
                 )
             optimiser.step()
