@@ -132,7 +132,8 @@ def save_model(
         save_file(own_parameters(model), temporary)
     whole = config.lora.rank == 0 or config.backbone == "tiny"
     if config.lora.rank:
-        model.backbone.save_pretrained(folder / "adapter", safe_serialization=True)
+        adapted: Any = model.backbone
+        adapted.save_pretrained(folder / "adapter", safe_serialization=True)
     if whole:
         causal = model._causal
         if config.lora.rank:
