@@ -62,7 +62,7 @@ def test_help_is_quick_to_load_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-VERBS = ["prepare", "train", "evaluate", "predict", "summarize", "attention", "serve", "export", "bench"]
+VERBS = ["prepare", "train", "evaluate", "baselines", "predict", "summarize", "attention", "serve", "export", "bench"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -126,6 +126,15 @@ def test_evaluate_writes_results_page_and_table(home):
     assert names.count("tiny") == names.count("beam") == names.count("lead-8") == 1
     seed = json.loads(s2s("evaluate", "--limit", "8", "--protocol", "seed", "-o", "seed", "--json", cwd=home).stdout)
     assert seed["protocol"] == "seed" and (home / "seed/results.json").is_file()
+
+
+def test_baselines_need_no_model(tmp_path):
+    done = s2s("baselines", "--limit", "20", "--table", "b.json", "--json", cwd=tmp_path)
+    found = json.loads(done.stdout)
+    scores = {row["name"]: row["metrics"]["f1"] for row in found["rows"]}
+    assert found["texts"] == 20 and scores["best span (oracle)"] > scores["lead-8"] > 0
+    held = json.loads((tmp_path / "b.json").read_text())
+    assert held["command"].startswith("seq2seq-keras baselines --data sample") and str(tmp_path) not in json.dumps(held)
 
 
 def test_attention_is_drawn(home):

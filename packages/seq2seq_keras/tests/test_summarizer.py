@@ -142,7 +142,7 @@ def test_unknown_formats_are_refused(summarizer, tmp_path):
 
 
 def test_evaluation_and_its_page(summarizer, tmp_path):
-    found = evaluate(summarizer, EXAMPLES, references_of(EXAMPLES, summarizer))
+    found = evaluate(summarizer, EXAMPLES, references_of(EXAMPLES, SETTINGS.data))
     rows = {row["name"]: row for row in found.rows}
     assert {"model", "lead-8", "lead-13", "lead-18", "copy of the input", "longest sentence", "label function"} <= set(
         rows
@@ -171,9 +171,9 @@ def test_a_perfect_summary_scores_one(summarizer):
 def test_references_are_cut_only_where_the_label_is_made(summarizer):
     long = " ".join(f"w{i}" for i in range(30))
     human, made = replace(EXAMPLES[0], summary=long), replace(EXAMPLES[0], summary=long, pseudo=True)
-    assert [len(r.split()) for r in references_of([human, made], summarizer)] == [30, 18]
+    assert [len(r.split()) for r in references_of([human, made], SETTINGS.data)] == [30, 18]
     texts = [replace(EXAMPLES[0], text="Short one. The second sentence of this text is a longer one.", summary="")]
-    assert seed_protocol(texts, texts, summarizer) == ["the second sentence of this text is a longer one"]
+    assert seed_protocol(texts, texts, SETTINGS.data) == ["the second sentence of this text is a longer one"]
 
 
 def test_baselines():

@@ -194,6 +194,29 @@ def evaluate(
     )
 
 
+@verb(app)
+def baselines(
+    out: Output,
+    data: Data = "sample",
+    split: Split = "auto",
+    text_column: TextColumn = "",
+    summary_column: SummaryColumn = "",
+    part: Annotated[str, typer.Option("--part", help="test or valid.")] = "test",
+    protocol: Annotated[str, typer.Option("--protocol", help="repaired, or the seed's references.")] = "repaired",
+    sets: Sets = None,
+    table_file: Annotated[Path | None, typer.Option("--table", help="Results table to write.")] = None,
+    limit: Limit = None,
+) -> None:
+    """Score what needs no training: leads, copying, the longest sentence, the label function, the best span."""
+    from seq2seq_keras.pipeline import RunSettings, baselines_run
+
+    asked = RunSettings(data, split, text_column, summary_column)
+    found = baselines_run(asked, overrides=sets or (), part=part, protocol=protocol, limit=limit, table=table_file)
+    scores = [{"name": row["name"], **row["metrics"]} for row in found["rows"]]
+    title = f"{found['texts']} texts of {found['data']} ({found['part']}), references: {found['protocol']}"
+    out.result(found, [table(scores, title=title), found["signature"]])
+
+
 def _predict(
     out: Output,
     source: Source = None,

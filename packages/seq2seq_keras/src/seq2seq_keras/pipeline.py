@@ -189,10 +189,7 @@ def evaluate_run(
     Raises:
         UserError: for a part that is not there or a protocol that is not known.
     """
-    if protocol not in ("repaired", "seed"):
-        raise UserError(f"{protocol!r} is not a protocol", "--protocol", "Use repaired or seed")
-    if part not in ("test", "valid"):
-        raise UserError(f"{part!r} is not a held-out part", "--part", "Use test or valid")
+    _check_part(part, protocol)
     asked = settings_of(model)
     asked = replace(asked, data=data or asked.data)
     parts = read_run_parts(asked)
@@ -200,25 +197,19 @@ def evaluate_run(
     if not examples:
         raise UserError(f"the {part} part is empty", asked.data)
 
-    from seq2seq_keras.evaluation import evaluate, references_of, seed_protocol
+    from seq2seq_keras.evaluation import evaluate
     from seq2seq_keras.evaluation.report import write_report
     from seq2seq_keras.inference.summarizer import Summarizer
 
     summarizer = Summarizer.load(model)
     decode = summarizer.settings.decode
     decode = replace(decode, beam=beam, n_best=1) if beam else decode
-    if protocol == "seed":
-        references = seed_protocol(parts["train"], examples, summarizer)
-        kept = [(e, r) for e, r in zip(examples, references, strict=True) if r]
-        examples, references = [e for e, _ in kept], [r for _, r in kept]
-    else:
-        references = references_of(examples, summarizer)
+    examples, references = _references(parts["train"], examples, protocol, summarizer.settings)
     found = evaluate(summarizer, examples, references, config=decode, log=log)
     folder = output or model
     report = write_report(folder, found, f"seq2seq-keras: {model.name}")
-    shown = asked.data if asked.data == "sample" else Path(asked.data).name
     results = {
-        "data": shown,
+        "data": _shown(asked.data),
         "part": part,
         "protocol": protocol,
         "beam": decode.beam,
@@ -235,6 +226,73 @@ def evaluate_run(
     return {**results, "report": str(report)}
 
 
+def baselines_run(
+    asked: RunSettings,
+    *,
+    overrides: Iterable[str] = (),
+    part: str = "test",
+    protocol: str = "repaired",
+    limit: int | None = None,
+    table: Path | None = None,
+) -> dict[str, Any]:
+    """Score what needs no training on a held-out part: the bars that a model has to clear.
+
+    Args:
+        asked: the source.
+        overrides: ``data.*`` settings, which the labels depend on.
+        part: "test" or "valid".
+        protocol: "repaired" or "seed".
+        limit: texts at most.
+        table: a results table to write.
+    """
+    _check_part(part, protocol)
+    asked = replace(asked, settings=load_config(Settings, None, overrides, Settings()))
+    parts = read_run_parts(asked)
+
+    from seq2seq_keras.evaluation import score_baselines
+
+    examples, references = _references(parts["train"], parts[part][:limit], protocol, asked.settings)
+    rows, signature = score_baselines(examples, references, asked.settings.data)
+    results = {
+        "data": _shown(asked.data),
+        "part": part,
+        "protocol": protocol,
+        "texts": len(examples),
+        "signature": signature,
+        "rows": rows,
+    }
+    if table is not None:
+        told = "".join(f" --set {item}" for item in overrides)
+        _write_table(table, results, rows, asked, f"seq2seq-keras baselines --data {_shown(asked.data)}{told}")
+    return results
+
+
+def _check_part(part: str, protocol: str) -> None:
+    if protocol not in ("repaired", "seed"):
+        raise UserError(f"{protocol!r} is not a protocol", "--protocol", "Use repaired or seed")
+    if part not in ("test", "valid"):
+        raise UserError(f"{part!r} is not a held-out part", "--part", "Use test or valid")
+
+
+def _references(
+    train: list[Example], examples: list[Example], protocol: str, settings: Settings
+) -> tuple[list[Example], list[str]]:
+    """The texts that have a reference, and their references."""
+    from seq2seq_keras.evaluation import references_of, seed_protocol
+
+    seed = protocol == "seed"
+    found = seed_protocol(train, examples, settings.data) if seed else references_of(examples, settings.data)
+    kept = [(e, r) for e, r in zip(examples, found, strict=True) if r]
+    if not kept:
+        raise UserError("no text of this part has a reference", "evaluate", "Give other data, or another --part")
+    return [e for e, _ in kept], [r for _, r in kept]
+
+
+def _shown(data: str) -> str:
+    """A source's name without the folders of this machine."""
+    return data if data == "sample" else Path(data).name
+
+
 def _add_to_table(path: Path, results: dict[str, Any], name: str, asked: RunSettings) -> None:
     """Write or extend a results table: baselines once, and a row for each model that was evaluated."""
     rows = [{**row, "name": name} if row["name"] == "model" else row for row in results["rows"]]
@@ -242,14 +300,17 @@ def _add_to_table(path: Path, results: dict[str, Any], name: str, asked: RunSett
     if path.is_file():
         old = [row for row in read_json(path)["rows"] if row["name"] not in {r["name"] for r in rows}]
         rows = [*old, *rows]
-    write_table(
-        path,
-        rows,
-        command=f"seq2seq-keras evaluate --part {results['part']} --protocol {results['protocol']}",
-        data=f"{results['data']}, {results['texts']} texts of the {results['part']} part",
-        seeds=[asked.settings.train.seed],
-        rouge=results["signature"],
-    )
+    command = f"seq2seq-keras evaluate --beam {results['beam']}"
+    _write_table(path, results, rows, asked, command)
+
+
+def _write_table(
+    path: Path, results: dict[str, Any], rows: list[dict[str, Any]], asked: RunSettings, command: str
+) -> None:
+    told = f"{results['data']}, {results['texts']} texts of the {results['part']} part"
+    command += f" --part {results['part']} --protocol {results['protocol']}"
+    seeds = [asked.settings.train.seed]
+    write_table(path, rows, command=command, data=told, seeds=seeds, rouge=results["signature"])
 
 
 def prepare(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from latentlab_shared.metrics.statistics import paired_bootstrap
 from latentlab_shared.metrics.summarization import RougeScorer
-from seq2seq_keras.config import DecodeConfig
+from seq2seq_keras.config import DataConfig, DecodeConfig
 from seq2seq_keras.data.encode import target_tokens
 from seq2seq_keras.data.labels import create_pseudo_summary
 from seq2seq_keras.data.seed_exact import seed_references
@@ -18,7 +18,9 @@ from seq2seq_keras.data.text import make_splitter, words
 from seq2seq_keras.data.types import Example
 from seq2seq_keras.evaluation.baselines import baselines
 from seq2seq_keras.evaluation.scores import Scores, behaviour, score, table_row
-from seq2seq_keras.inference.summarizer import Summarizer, Summary
+
+if TYPE_CHECKING:
+    from seq2seq_keras.inference.summarizer import Summarizer, Summary
 
 MODEL = "model"
 
@@ -44,15 +46,14 @@ class Evaluation:
     texts: int
 
 
-def references_of(examples: Sequence[Example], summarizer: Summarizer) -> list[str]:
-    """The words to be found: a human's summary whole, a pseudo-summary as far as the model could write it."""
-    data = summarizer.settings.data
+def references_of(examples: Sequence[Example], data: DataConfig) -> list[str]:
+    """The words to be found: a human's summary whole, a pseudo-summary as far as a model could write it."""
     return [" ".join(target_tokens(e.summary, data) if e.pseudo else words(e.summary)) for e in examples]
 
 
-def seed_protocol(train: Sequence[Example], examples: Sequence[Example], summarizer: Summarizer) -> list[str]:
-    """The seed's references: its labels through its tokenizer and padding, both fitted as it did."""
-    split = make_splitter(summarizer.settings.data.splitter)
+def seed_protocol(train: Sequence[Example], examples: Sequence[Example], data: DataConfig) -> list[str]:
+    """The seed's references: its labels through its tokenizer and padding, fitted on the training texts as it did."""
+    split = make_splitter(data.splitter)
     known, held = (
         [create_pseudo_summary(e.text, seed_exact=True, split=split) for e in part] for part in (train, examples)
     )
@@ -81,15 +82,11 @@ def evaluate(
     config = replace(config or summarizer.settings.decode, n_best=1)
     log(f"summarizing {len(examples)} texts, beam {config.beam}")
     summaries = summarizer.summarize([e.text for e in examples], config)
-    scorer = RougeScorer(("rouge1", "rouge2", "rougeL", "rougeLsum"))
-    typical = round(float(np.mean([len(r.split()) for r in references])))
-    leads = sorted({typical, 8, 13, summarizer.settings.data.max_target - 2})
-    systems = {MODEL: [s.text for s in summaries]}
-    for name, baseline in baselines(summarizer.settings.data, leads).items():
-        systems[name] = [" ".join(baseline(e, r.split())) for e, r in zip(examples, references, strict=True)]
+    systems = {MODEL: [s.text for s in summaries], **baseline_summaries(examples, references, summarizer.settings.data)}
     log("scoring")
+    scorer = _scorer()
     scored = {name: score(found, references, scorer) for name, found in systems.items()}
-    clusters = [e.group for e in examples] if all(e.group for e in examples) else None
+    clusters = _clusters(examples)
     texts = [e.text for e in examples]
     return Evaluation(
         rows=[table_row(name, found, clusters, seed) for name, found in scored.items()],
@@ -106,6 +103,36 @@ def evaluate(
         signature=scorer.signature,
         texts=len(examples),
     )
+
+
+def baseline_summaries(
+    examples: Sequence[Example], references: Sequence[str], data: DataConfig
+) -> dict[str, list[str]]:
+    """What each baseline says of each text; one lead has the references' mean length."""
+    typical = round(float(np.mean([len(r.split()) for r in references])))
+    leads = sorted({typical, 8, 13, data.max_target - 2})
+    return {
+        name: [" ".join(make(e, r.split())) for e, r in zip(examples, references, strict=True)]
+        for name, make in baselines(data, leads).items()
+    }
+
+
+def score_baselines(
+    examples: Sequence[Example], references: Sequence[str], data: DataConfig, seed: int = 0
+) -> tuple[list[dict[str, Any]], str]:
+    """Table rows of the baselines alone, and the signature of the ROUGE scores: what needs no model."""
+    scorer, clusters = _scorer(), _clusters(examples)
+    found = baseline_summaries(examples, references, data)
+    rows = [table_row(name, score(said, references, scorer), clusters, seed) for name, said in found.items()]
+    return rows, scorer.signature
+
+
+def _scorer() -> RougeScorer:
+    return RougeScorer(("rouge1", "rouge2", "rougeL", "rougeLsum"))
+
+
+def _clusters(examples: Sequence[Example]) -> list[str] | None:
+    return [e.group for e in examples] if all(e.group for e in examples) else None
 
 
 def _gain(name: str, ours: Scores, theirs: Scores, clusters: list[str] | None, seed: int) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latentlab_shared.plots import COLOURS, html_table, image, new_figure, save_png, write_page
 from seq2seq_keras.evaluation.evaluate import Evaluation
-from seq2seq_keras.inference.summarizer import Summary
+
+if TYPE_CHECKING:
+    from seq2seq_keras.inference.summarizer import Summary
 
 
 def attention_plot(summary: Summary, path: Path) -> Path:
