@@ -1,6 +1,7 @@
 """The grammar, through a real command in a real process."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -168,3 +169,30 @@ def test_progress_is_lines_where_there_is_no_terminal(monkeypatch, capsys):
         advance(1)
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.splitlines() == ["embedding: 1 of 3", "embedding: 3 of 3"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (OSError(36, "File name too long", "x" * 5000), 2, "error: " + "x" * 200 + "…: file name too long"),
+        (FileNotFoundError(2, "No such file or directory", "/nowhere/a"), 2, "error: /nowhere/a: no such file"),
+        (OSError(28, "No space left on device"), 1, "failed: the disk: the disk is full"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(error, code, line, capsys):
+    from latentlab_shared.cli import guarded
+
+    def work():
+        raise error
+
+    assert guarded(work) == code
+    printed = capsys.readouterr().err
+    assert printed.startswith(line) and printed.count("\n") == 1
+
+
+def test_text_is_utf8_whatever_the_locale_says(program):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHONUTF8", "PYTHONIO"))}
+    env = {**clean, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, str(program), "train", "--set", "å=é"], capture_output=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "──" in done.stdout.decode("utf-8")

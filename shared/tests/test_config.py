@@ -80,3 +80,12 @@ def test_missing_binary_and_empty_files(tmp_path: Path) -> None:
         load_config(Config, tmp_path / "b.yaml")
     (tmp_path / "e.yaml").write_text("")
     assert load_config(Config, tmp_path / "e.yaml") == Config()
+
+
+@pytest.mark.parametrize(
+    "value", ["[1", "{", "'", "@", "%", "*a", "&a [*a]", ": :", "!!python/object/apply:os.system ['id']"]
+)
+def test_a_value_that_is_no_yaml_is_one_line(value):
+    with pytest.raises(UserError, match="--set") as error:
+        load_config(Config, None, [f"epochs={value}"])
+    assert "\n" not in str(error.value)

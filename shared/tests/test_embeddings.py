@@ -500,3 +500,12 @@ def test_progress_goes_to_a_terminal_only(tmp_path):
     os.close(child)
     assert b"encoding" in os.read(parent, 1 << 16) and shown.stdout == b""
     os.close(parent)
+
+
+def test_what_no_vector_or_id_can_be_is_refused(tmp_path):
+    with make(tmp_path) as cache, pytest.raises(UserError, match="complex"):
+        cache.put_many(["a"], np.ones((1, DIM)) * 1j)
+    with make(tmp_path) as cache, pytest.raises(UserError, match="no token id"):
+        cache.get_many([np.array([2**64 - 1], np.uint64)])
+    with pytest.raises(UserError, match="number of components"):
+        EmbeddingCache(tmp_path / "wide", FINGERPRINT, 10**12)

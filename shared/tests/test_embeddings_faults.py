@@ -255,7 +255,7 @@ def test_values_that_are_not_finite_are_found_row_by_row(tmp_path):
         assert cache.get_many(texts).found.tolist() == [i != 7 for i in range(40)]
 
 
-@pytest.mark.parametrize("value", [b"", b"123", "text", np.full(DIM, np.nan, np.float16).tobytes()])
+@pytest.mark.parametrize("value", [b"", b"123", np.full(DIM, np.nan, np.float16).tobytes()])
 def test_damaged_pending_rows(tmp_path, value):
     texts = filled(tmp_path, 3)
     edit(tmp_path, "UPDATE pending SET value = ? WHERE id = 2", (value,))
@@ -263,6 +263,21 @@ def test_damaged_pending_rows(tmp_path, value):
         (fault,) = cache.verify(repair=True)
         assert (fault.what, fault.entries) == ("pending rows of the wrong size or not finite", 1)
         assert cache.verify() == [] and len(cache) == 2
+        assert np.array_equal(cache.get_or_compute(texts, encode), encode(texts))
+
+
+def test_keys_that_point_to_the_rows_of_others_are_found_and_not_lost(tmp_path):
+    texts = filled(tmp_path)
+    edit(tmp_path, "UPDATE entries SET row = row + 1 WHERE row < 3")  # three of them, and two keys share row 3
+    with make(tmp_path) as cache:
+        more = [f"more {i}" for i in range(40)]
+        cache.put_many(more, encode(more))  # a second shard: now there is something to merge
+        with pytest.raises(UserError, match="rows of others"):
+            cache.compact()
+        faults = cache.verify()
+        assert [fault.what for fault in faults] == ["keys point to the rows of others"]
+        cache.verify(repair=True)
+        assert cache.verify() == [] and len(cache) >= 76
         assert np.array_equal(cache.get_or_compute(texts, encode), encode(texts))
 
 
@@ -279,10 +294,11 @@ def test_counts_are_checked(tmp_path):
     ("spoil", "named"),
     [
         (lambda index: index.write_bytes(b"not a database, but long enough to look like one" * 40), "index is damaged"),
-        (lambda index: edit(index.parent, "DROP TABLE entries"), "index is damaged"),
+        (lambda index: edit(index.parent, "DROP TABLE entries"), "not the index of a cache"),
+        (lambda index: edit(index.parent, "CREATE VIEW more AS SELECT 1"), "not the index of a cache"),
         (lambda index: edit(index.parent, "UPDATE meta SET value = '{' WHERE name = 'fingerprint'"), "not JSON"),
         (lambda index: edit(index.parent, "UPDATE meta SET value = '2' WHERE name = 'format'"), "format is 2, not 1"),
-        (lambda index: edit(index.parent, "UPDATE entries SET row = 'x'"), "not numbers"),
+        (lambda index: edit(index.parent, "UPDATE meta SET value = ?", ("[" * 10**5,)), "not JSON"),
     ],
 )
 def test_a_damaged_index_is_one_clear_error(tmp_path, spoil, named):
@@ -353,6 +369,7 @@ def test_a_folder_that_cannot_be_written():
     texts = filled(folder / "cache")
     for path in (folder, folder / "cache", folder / "cache" / "shards"):
         path.chmod(0o555)
+    (folder / "cache" / "index.sqlite").chmod(0o444)
 
     def as_somebody_else() -> None:
         if os.getuid() == 0:  # root may write anywhere

@@ -51,6 +51,13 @@ def test_overwrite_replaces_an_earlier_run_only(tmp_path: Path) -> None:
         assert run.config == {"a": 2} and run.metrics() == []
 
 
+def test_a_kill_before_the_run_began_leaves_a_free_folder(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "r", {"a": 1}, seed=0) as run:
+        (run.path / "config.json").unlink()
+    with RunFolder.create(tmp_path / "r", {"a": 2}, seed=5) as run:
+        assert run.config == {"a": 2} and read_json(run.path / "environment.json")["seed"] == 5
+
+
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path / "r", {"a": 1}, seed=0) as run:
         with pytest.raises(UserError, match="another process"):

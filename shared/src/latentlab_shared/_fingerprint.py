@@ -152,4 +152,6 @@ def _ids(ids: Sequence[int]) -> bytes:
         numbers = np.empty(())  # ragged
     if numbers.ndim != 1 or (len(numbers) and numbers.dtype.kind not in "iu"):
         raise UserError(f"{type(ids).__name__} is neither a text nor token ids", "texts", "Give strings or integers")
+    if numbers.dtype.kind == "u" and len(numbers) and numbers.max() > np.iinfo(np.int64).max:
+        raise UserError(f"{numbers.max()} is no token id", "texts", "Give 64-bit signed integers")
     return numbers.astype("<i8").tobytes()

@@ -17,22 +17,23 @@ from latentlab_shared.errors import RunFailed, UserError
 WAIT_S = 60.0  # how long a writer waits for another one
 _SCHEMA = (
     # Identity: format, fingerprint, dim, dtype, layout.
-    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID",
     # clock orders uses for eviction; live counts the vectors that entries reach.
-    "CREATE TABLE state (id INTEGER PRIMARY KEY CHECK (id = 1), clock INTEGER NOT NULL, live INTEGER NOT NULL)",
+    "CREATE TABLE state (id INTEGER PRIMARY KEY CHECK (id = 1), clock INTEGER NOT NULL, live INTEGER NOT NULL) STRICT",
     "INSERT INTO state VALUES (1, 0, 0)",
     # keys: 16 bytes per entry in file order; counts: uint32 per entry, NULL where every entry is one vector.
     # Ids are never used twice, so a process may keep a shard mapped under its id.
     "CREATE TABLE shards (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, rows INTEGER NOT NULL,"
-    " entries INTEGER NOT NULL, live INTEGER NOT NULL, crc32 INTEGER NOT NULL, keys BLOB NOT NULL, counts BLOB)",
+    " entries INTEGER NOT NULL, live INTEGER NOT NULL, crc32 INTEGER NOT NULL, keys BLOB NOT NULL, counts BLOB) STRICT",
     # Small puts wait here, under their keys, until there are enough for a shard.
     "CREATE TABLE pending (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, used INTEGER NOT NULL,"
-    " value BLOB NOT NULL)",
+    " value BLOB NOT NULL) STRICT",
     # Which entry of which shard a key is.
     "CREATE TABLE entries (key BLOB PRIMARY KEY, shard INTEGER NOT NULL, row INTEGER NOT NULL, used INTEGER NOT NULL)"
-    " WITHOUT ROWID",
+    " STRICT, WITHOUT ROWID",
 )
 _IS_MADE = "SELECT 1 FROM sqlite_master WHERE name = 'meta'"
+_MADE_OF = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite!_%' ESCAPE '!'"
 # A connection that came through fork() is kept here: closing it would disturb the parent's locks.
 _inherited: list[sqlite3.Connection] = []
 
@@ -141,8 +142,9 @@ class Index:
 
     def _connect_read_only(self) -> sqlite3.Connection:
         uri = self.path.resolve().as_uri()
-        db = self._open(f"{uri}?mode=ro", uri=True)
+        db = None
         try:
+            db = self._open(f"{uri}?mode=ro", uri=True)
             db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.OperationalError as error:
             wal = self.path.with_name(f"{self.path.name}-wal")
@@ -151,7 +153,8 @@ class Index:
             ):
                 raise
             # A folder without write permission cannot hold the WAL's shared memory; without a WAL nothing can change.
-            db.close()
+            if db is not None:
+                db.close()
             db = self._open(f"{uri}?mode=ro&immutable=1", uri=True)
             db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         return db
@@ -228,13 +231,16 @@ def read_identity(index: Index) -> dict[str, Any]:
     """What an index says that it holds.
 
     Raises:
-        UserError: if it says nothing that can be read.
+        UserError: if it says nothing that can be read, or is not made of our tables and nothing else.
     """
     with index.reading() as db:
+        made_of = sorted(sql for (sql,) in db.execute(_MADE_OF))
+        if made_of != sorted(sql for sql in _SCHEMA if sql.startswith("CREATE")):
+            raise UserError("not the index of a cache of this version", index.path, "Delete the folder")
         rows = db.execute("SELECT name, value FROM meta").fetchall()
     try:
         return {str(name): json.loads(value) for name, value in rows}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         raise UserError("the index is damaged (its identity is not JSON)", index.path, "Delete the folder") from None
 
 

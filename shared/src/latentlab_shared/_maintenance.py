@@ -116,6 +116,7 @@ def _merge(store: Store, db: sqlite3.Connection, group: list[Shard]) -> int:
     counts: list[Ints] = []
     rows: list[tuple[Shard, Ints]] = []
     total = dead = 0
+    placed = dict(db.execute("SELECT shard, count(*) FROM entries GROUP BY shard").fetchall())
     for shard in group:
         listed, crc = db.execute("SELECT keys, crc32 FROM shards WHERE id = ?", (shard.id,)).fetchone()
         if checksum(shard.matrix) != crc:  # copied as it is, it would get a good checksum
@@ -123,6 +124,9 @@ def _merge(store: Store, db: sqlite3.Connection, group: list[Shard]) -> int:
             raise UserError("the checksum is wrong", where, "Run: latentlab-cache verify --repair")
         all_keys = np.frombuffer(listed, np.uint8).reshape(-1, KEY_BYTES)
         live = np.flatnonzero(store.live(db, shard.id, all_keys))
+        if len(live) != placed.get(shard.id, 0):  # what points elsewhere would be lost
+            where = shard_path(store.folder, shard.name)
+            raise UserError("keys point to the rows of others", where, "Run: latentlab-cache verify --repair")
         dead += len(all_keys) - len(live)
         keys.append(all_keys[live])
         if shard.starts is None:
@@ -244,9 +248,17 @@ def _check_shard(store: Store, number: int) -> tuple[str, NDArray[np.bool_] | No
     )
     if shard.starts is not None:
         mask = np.logical_or.reduceat(mask, shard.starts[:-1])
-    if mask.any():  # dead entries do no harm
-        with store.index.reading() as db:
-            mask &= store.live(db, number, np.frombuffer(keys, np.uint8).reshape(-1, KEY_BYTES))
+    named = np.frombuffer(keys, np.uint8).reshape(-1, KEY_BYTES)
+    with store.index.reading() as db:
+        live = store.live(db, number, named)
+        (placed,) = db.execute("SELECT count(*) FROM entries WHERE shard = ?", (number,)).fetchone()
+        if placed != live.sum():
+            pairs = db.execute("SELECT row, key FROM entries WHERE shard = ? AND row < ?", (number, len(named)))
+            misplaced = np.zeros(len(named), bool)
+            misplaced[[row for row, key in pairs if row >= 0 and key != named[row].tobytes()]] = True
+            if misplaced.any():
+                return "keys point to the rows of others", misplaced
+    mask &= live  # dead entries do no harm
     return ("values are not finite", mask) if mask.any() else ("", None)
 
 

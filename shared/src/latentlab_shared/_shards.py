@@ -22,6 +22,7 @@ Rows = NDArray[np.uint8]
 """Encoded vectors, (R, row_bytes)."""
 
 DTYPES = ("float16", "float32", "int8")
+MOST_COMPONENTS = 1 << 20
 _NAME = re.compile(r"[0-9a-f]{32}\.npy")
 _CHECKED_BYTES = 1 << 18  # checked at a time: two passes over what is in the CPU's cache
 _BLOCK = 8 << 20  # bytes that are written and summed at a time, so that the checksum reads them from the CPU's cache
@@ -38,8 +39,8 @@ class Codec:
     def __init__(self, dim: int, dtype: str) -> None:
         if dtype not in DTYPES:
             raise UserError(f"{dtype!r} is not a storage type", "dtype", f"Choose one of {', '.join(DTYPES)}")
-        if not isinstance(dim, int) or dim < 1:
-            raise UserError(f"{dim!r} is not a number of components", "dim", "Give a positive integer")
+        if not isinstance(dim, int) or not 1 <= dim <= MOST_COMPONENTS:
+            raise UserError(f"{dim!r} is not a number of components", "dim", f"Give one from 1 to {MOST_COMPONENTS}")
         self.dim, self.dtype = dim, dtype
         self.element: np.dtype[Any] = (
             np.dtype([("value", "i1", (dim,)), ("scale", "<f4")])
@@ -134,6 +135,8 @@ def _array(vectors: Any) -> NDArray[Any]:
             vectors = vectors.float()
     try:
         matrix = np.asarray(vectors)
+        if np.iscomplexobj(matrix):
+            raise TypeError("complex ones")
         return matrix if matrix.dtype in (np.float16, np.float32) else matrix.astype(np.float32)
     except (TypeError, ValueError) as error:
         raise UserError(f"vectors are not numbers ({error})", fix="Give an array (N, D) of floats") from None

@@ -261,6 +261,8 @@ def guarded(work: Callable[[], None], verbose: bool = False) -> int:
         return 0
     except (typer.Exit, SystemExit):
         raise
+    except OSError as error:
+        raised, code, line = error, *_of_the_system(error)
     except Exception as error:
         message = " ".join(str(error).split())[:300]
         raised, code, line = error, 1, f"failed: {type(error).__name__}: {message}"
@@ -277,8 +279,22 @@ def guarded(work: Callable[[], None], verbose: bool = False) -> int:
     return code
 
 
+def _of_the_system(error: OSError) -> tuple[int, str]:
+    """The exit code and the line of a file or a folder that cannot be used: wrong input, unless the disk is full."""
+    import errno
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return 1, f"failed: {error.filename or 'the disk'}: the disk is full. Free some space and run again"
+    name = str(error.filename or "")
+    where = f"{name[:200]}{'…' if len(name) > 200 else ''}: " if name else ""
+    return (2 if name else 1), f"error: {where}{(error.strerror or type(error).__name__).lower()}"
+
+
 def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the application and leave with its exit code; a usage mistake is one line and exit code 2."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):  # text is UTF-8, whatever the locale says
+        if hasattr(stream, "reconfigure") and (stream.encoding or "").lower().replace("-", "") != "utf8":
+            stream.reconfigure(encoding="utf-8")
     command = typer.main.get_command(app)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -85,6 +85,10 @@ def load_config(
     for item in items:
         if "=" not in item.lstrip("="):
             raise UserError(f"{item!r} is not key=value", "--set", "Example: --set training.epochs=3")
+        try:
+            OmegaConf.from_dotlist([item])
+        except Exception as error:  # the YAML parser's own exceptions are not public names
+            raise UserError(f"{item!r} has no value that YAML can read", "--set") from error
     try:
         merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(items))
         values = OmegaConf.to_container(merged, resolve=True)

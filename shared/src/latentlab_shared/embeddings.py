@@ -459,7 +459,7 @@ def cache_of(
         "vectors": EmbeddingCache,
         "tokens": TokenEmbeddingCache,
     }
-    kind = kinds.get(identity.get("layout"))
+    kind = kinds.get(str(identity.get("layout")))
     if kind is None or identity.get("format") != FORMAT:
         raise UserError(
             f"format {identity.get('format')} of {identity.get('layout')} is unknown", dir, "Update the package"

@@ -63,7 +63,8 @@ class RunFolder:
         """
         path = Path(path)
         holds = [p.name for p in path.iterdir() if p.name != ".lock"] if path.is_dir() else []
-        if holds and not (overwrite and "config.json" in holds):
+        began = set(holds) - {"environment.json"}  # a kill before config.json leaves that file: no run yet
+        if began and not (overwrite and "config.json" in holds):
             fix = (
                 f"Go on with --resume {path}, choose another --output-dir, or --overwrite it"
                 if "config.json" in holds
