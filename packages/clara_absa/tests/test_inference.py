@@ -145,7 +145,15 @@ def test_extraction_finds_places_and_polarities(monkeypatch):
     assert values([food]) == pytest.approx(values(ANSWERER.predict("The food is here", [(4, 8)])), abs=1e-6)
 
 
-@pytest.mark.parametrize("lora", [LoraSettings(rank=0), LoraSettings(rank=2), LoraSettings(rank=2, roles="split")])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        LoraSettings(rank=0),
+        pytest.param(LoraSettings(rank=2), marks=pytest.mark.slow),  # peft alone takes long to import
+        pytest.param(LoraSettings(rank=2, roles="split"), marks=pytest.mark.slow),
+    ],
+    ids=["whole", "shared", "split"],
+)
 def test_a_saved_model_answers_the_same_in_a_fresh_process(lora, tmp_path):
     if lora.rank:
         pytest.importorskip("peft")
@@ -165,6 +173,7 @@ def test_a_saved_model_answers_the_same_in_a_fresh_process(lora, tmp_path):
     assert found == pytest.approx(values(answerer.predict(TEXT, TERMS)), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_an_exported_model_has_its_adapter_merged(tmp_path):
     pytest.importorskip("peft")
     answerer = answerer_of(lora=LoraSettings(rank=2))

@@ -69,6 +69,7 @@ def test_two_processes_together_have_the_gradient_of_one():
     assert_equal({name: (shares[0][name] + shares[1][name]) / 2 for name in alone}, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("roles", ["shared", "split"])
 def test_gradients_are_the_same_with_and_without_checkpointing(roles):
     pytest.importorskip("peft")
