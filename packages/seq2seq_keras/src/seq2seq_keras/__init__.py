@@ -7,9 +7,9 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-# Set before Keras and TensorFlow are imported: the layers here are written for this backend; errors are still shown.
+# Set before Keras and TensorFlow are imported: the layers are written for this backend, and its notes are no errors.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 if TYPE_CHECKING:
     from seq2seq_keras.config import DataConfig, DecodeConfig, ModelConfig, Settings, TrainConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -154,10 +155,12 @@ class Summarizer:
 
     def decode_sequence(self, input_seq: Ids, source_ext: Ids | None = None) -> list[int]:
         """The seed's loop, one ``predict`` per word: extended ids of the greedy summary of a (1, S) text."""
+        return self._seed_decoder.decode_sequence(input_seq, source_ext)
+
+    @cached_property
+    def _seed_decoder(self) -> SeedDecoder:
         config = replace(self.settings.decode, beam=1, n_best=1)
-        if not hasattr(self, "_seed"):
-            self._seed = SeedDecoder(self.model, self.settings.data.max_source, self.length(config), config)
-        return self._seed.decode_sequence(input_seq, source_ext)
+        return SeedDecoder(self.model, self.settings.data.max_source, self.length(config), config)
 
     def _batch(self, sources: list[Source], config: DecodeConfig | None) -> list[Summary]:
         found = self.search(pad([s.ids for s in sources]), pad([s.ext for s in sources]), config)
