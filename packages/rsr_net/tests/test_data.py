@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -214,6 +215,11 @@ def test_text_files_and_folders_have_no_highlights(tmp_path):
         ('{"article": 3}', "neither a string nor a list"),
         ('{"article": "...", "highlights": "x"}', "no article text"),
         ('{"article": "x", "highlights": [1]}', "neither a string nor a list"),
+        (r'{"article": "x \ud800"}', "half a character"),
+        (r'{"id": "\ud800", "article": "x"}', "half a character"),
+        ('{"article": "x", "id": %s}' % ("7" * 5000), "thousands of digits"),
+        ('{"article": "x", "id": [1]}', "id is neither"),
+        ('{"article": "%s"}' % ("x" * 9 * 2**20), "longer than 4 MiB"),
     ],
 )
 def test_a_malformed_row_is_named_by_file_and_line_and_can_be_skipped(tmp_path, row, said):
@@ -253,6 +259,41 @@ def test_other_faults_of_a_source_get_one_line(tmp_path):
         list(read_examples(tmp_path / "long.jsonl", None))
     with pytest.raises(UserError, match="not a part"):
         read_examples(tmp_path, "dev")
+
+
+def test_what_never_ends_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for path in (Path("/dev/zero"), tmp_path / "pipe.jsonl"):
+        with pytest.raises(UserError, match="not a file"):
+            list(read_examples(path, None))
+    with pytest.raises(UserError, match="no such file"):
+        read_examples("A whole article. " * 99, None)
+
+
+@pytest.mark.parametrize(("line", "said"), [(b"\n", "empty lines in a row"), (b"x" * 2**20 + b"\n", "too large")])
+def test_bombs_are_refused_even_where_bad_rows_are_skipped(tmp_path, line, said):
+    path = tmp_path / "x.jsonl.gz"
+    with gzip.open(path, "wb") as file:
+        for _ in range(66 * 2**20 // 2**20):
+            file.write(line * (2**20 // len(line) or 1))
+    with pytest.raises(UserError, match=said):
+        list(read_examples(path, None, bad=BadRows(skip=True)))
+
+
+def test_stories_are_looked_for_two_folders_deep_and_names_need_not_be_utf_8(tmp_path):
+    deep = tmp_path / "cnn" / "stories" / "more"
+    deep.mkdir(parents=True)
+    for name in ("a", "cnn/b", "cnn/stories/c", "cnn/stories/more/d", "caf\udce9"):
+        (tmp_path / f"{name}.story").write_text("News came.")
+    assert [e.id for e in read_examples(tmp_path, None)] == ["a", "b", "c", "caf\\udce9"]
+
+
+@pytest.mark.parametrize(("files", "said"), [(1, "Give a UTF-8 text file"), (2, "--skip-bad")])
+def test_the_advice_fits_a_file_alone_or_one_of_many(tmp_path, files, said):
+    for number in range(files):
+        (tmp_path / f"{number}.txt").touch()
+    with pytest.raises(UserError, match=said):
+        list(read_examples(tmp_path / "0.txt" if files == 1 else tmp_path, None))
 
 
 def test_a_cut_gzip_is_reported_with_the_last_good_line(tmp_path):

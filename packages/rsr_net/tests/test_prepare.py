@@ -302,3 +302,82 @@ def test_jsonl_is_converted_part_by_part(tmp_path):
     assert account["articles"] == {"train": 1, "valid": 1} and account["skipped"] == 1
     with gzip.open(tmp_path / "out" / "valid-00000.jsonl.gz", "rt") as file:
         assert json.loads(file.readline())["id"] == "v"
+
+
+def source(folder: Path, article: str = "News.") -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "train.jsonl").write_text(json.dumps({"id": "t", "article": article, "highlights": "It."}) + "\n")
+    return folder
+
+
+def test_files_of_others_are_neither_removed_nor_mixed_in(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mydata-00001.jsonl.gz").write_text("precious")
+    prepare(str(source(tmp_path / "in")), out)
+    prepare(str(source(tmp_path / "in", "Other news.")), out)
+    assert (out / "mydata-00001.jsonl.gz").read_text() == "precious"
+    (out / "valid-00003.jsonl.gz").write_text("precious")
+    with pytest.raises(UserError, match="valid-00003.jsonl.gz, which `prepare` did not write"):
+        prepare(str(tmp_path / "in"), out)
+    assert (out / "valid-00003.jsonl.gz").read_text() == "precious"
+
+
+@pytest.mark.parametrize("change", ["the input", "an output is gone", "an output differs", "the account is damaged"])
+def test_a_changed_input_or_output_is_prepared_again(tmp_path, change):
+    out, said = tmp_path / "out", []
+    prepare(str(source(tmp_path / "in")), out)
+    shard, account = out / "train-00000.jsonl.gz", out / "prepared.json"
+    before = shard.read_bytes()
+    prepare(str(tmp_path / "in"), out, log=said.append)
+    assert said == [f"{out} is prepared already"]
+    if change == "the input":
+        source(tmp_path / "in", "Olds.")
+    elif change == "an output is gone":
+        shard.unlink()
+    elif change == "an output differs":
+        shard.write_bytes(before[:-1])
+    else:
+        account.write_text(json.dumps({**json.loads(account.read_text()), "shards": []}))
+        shard.unlink()
+    prepare(str(tmp_path / "in"), out, log=said.append)
+    assert len(said) == 1 and (shard.read_bytes() == before) == (change != "the input")
+
+
+def test_changed_url_lists_are_noticed(tmp_path):
+    from rsr_net.data.stories import article_id
+
+    folder, lists = tmp_path / "s", tmp_path / "url_lists"
+    folder.mkdir(), lists.mkdir()
+    url = "http://news.example/0"
+    (folder / f"{article_id(url)}.story").write_text("News came.\n\n@highlight\n\nIt came\n")
+    (tmp_path / "cnn.tgz").write_bytes(archive(folder))
+    for part, held in (("train", url), ("val", ""), ("test", "")):
+        (lists / f"all_{part}.txt").write_text(held)
+    assert prepare(str(tmp_path / "cnn.tgz"), tmp_path / "out")["articles"] == {"train": 1}
+    (lists / "all_train.txt").write_text("")
+    (lists / "all_test.txt").write_text(url)
+    assert prepare(str(tmp_path / "cnn.tgz"), tmp_path / "out")["articles"] == {"test": 1}
+
+
+def test_a_folder_is_not_prepared_into_itself(tmp_path):
+    folder = source(tmp_path / "in")
+    for same in (folder, folder / ".." / "in"):
+        with pytest.raises(UserError, match="the same folder"):
+            prepare(str(folder), same)
+    assert [path.name for path in folder.iterdir()] == ["train.jsonl"]
+
+
+def test_a_preparation_that_fails_leaves_no_folder(tmp_path):
+    folder = source(tmp_path / "in")
+    with (folder / "train.jsonl").open("a") as file:
+        file.write("{\n")
+    with pytest.raises(UserError, match="train.jsonl:2"):
+        prepare(str(folder), tmp_path / "a" / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_member_whose_name_is_not_utf_8_is_read(tmp_path):
+    path = tmp_path / "x.tgz"
+    path.write_bytes(archive(tmp_path, extra=[member("c/caf\udce9.story")]))
+    assert sum(prepare(str(path), tmp_path / "out", split="hash")["articles"].values()) == 1

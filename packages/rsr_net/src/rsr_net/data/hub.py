@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from latentlab_shared.errors import NeedsExtra, NeedsNetwork, UserError
-from rsr_net.data.readers import BadRows
-from rsr_net.data.stories import SPLITS, make_example
+from rsr_net.data.readers import BadRows, example_of
+from rsr_net.data.stories import SPLITS
 from rsr_net.data.types import Example
 
 DEFAULT = "abisee/cnn_dailymail"
@@ -49,9 +49,8 @@ def read_hub(name: str = DEFAULT, split: str | None = "train", bad: BadRows | No
             raise UserError(f"the columns are {', '.join(first)}", path, "Needed are article and highlights")
         for number, row in enumerate(rows):
             where = f"{path}, {part} row {number}"
-            lines = row["highlights"].splitlines()
             try:
-                yield make_example(str(row.get("id", f"{part}-{number}")), row["article"], lines, where)
+                yield example_of(row, where, f"{part}-{number}")
             except UserError as error:
                 bad.report(error)
 

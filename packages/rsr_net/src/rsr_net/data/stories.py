@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from latentlab_shared.errors import UserError
@@ -15,6 +14,7 @@ SPLITS = ("train", "valid", "test")
 # In the published lists, the middle part is called "val".
 _LIST_NAMES = {"train": "all_train.txt", "valid": "all_val.txt", "test": "all_test.txt"}
 
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: JSON can name one, no file can hold it
 _END_MARKS = (".", "!", "?", "...", "'", "`", '"', "\u2019", "\u201d", ")")
 _PTB = re.compile(r"-[LR][RSC]B-|``| '' | [.,] \S.* [.,](?: |$)")
 # "LONDON, England (CNN) -- ", "(CNN)", "(WIRED)Screens", "BERLIN (Reuters) - ": where and by whom, not what.
@@ -49,8 +49,10 @@ def make_example(identifier: str, article: str, highlights: list[str], where: ob
         where: what an error names.
 
     Raises:
-        UserError: when no word is left in the article.
+        UserError: when no word is left in the article, and for text that is not Unicode.
     """
+    if any(_SURROGATE.search(text) for text in (identifier, article, *highlights)):
+        raise UserError("holds half a character (a lone surrogate)", where)
     sentences = _sentences(_without_head(clean(article)))
     if not any(any(character.isalnum() for character in sentence) for sentence in sentences):
         raise UserError("there is no article text", where)
@@ -107,9 +109,18 @@ def hashed_split(identifier: str, valid: float = 0.05, test: float = 0.05) -> st
     return "test" if drawn < test else "valid" if drawn < test + valid else "train"
 
 
-def story_files(folder: Path) -> Iterator[Path]:
-    """All ``.story`` files below a folder, in an order that does not depend on the file system."""
-    return iter(sorted(folder.rglob("*.story"), key=lambda path: path.name))
+def story_files(folder: Path) -> list[Path]:
+    """The ``.story`` files of a folder, in an order that does not depend on the file system.
+
+    Two levels of subfolders are looked into (``cnn/stories``, as the archives unpack), so that ``/`` is no long walk.
+    """
+    levels = ("*.story", "*/*.story", "*/*/*.story")
+    return sorted((path for level in levels for path in folder.glob(level)), key=lambda path: path.name)
+
+
+def printable(name: str) -> str:
+    """A file's name with the bytes that are not UTF-8 spelled out."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def listed_ids(folder: Path, split: str) -> frozenset[str] | None:
