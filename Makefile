@@ -9,7 +9,9 @@ empty :=
 space := $(empty) $(empty)
 # uv does not read pip's folders of local wheels (a CPU build of torch, say), so they are passed on.
 export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
-# The full MODEL and DATA profile, or the built-in sample.
+# Threads that wait for each other sleep: on a busy machine spinning costs more than the work.
+export OMP_WAIT_POLICY ?= PASSIVE
+# PROFILE=full trains the full model on the full data; sample on what is built in.
 PROFILE ?= sample
 PYTHON ?= python3
 UV ?= $(or $(shell command -v uv),.uv/bin/uv)

@@ -56,12 +56,16 @@ def _rsr_net(folder: Path) -> System:
     model = ["--model", str(folder)]
 
     def figure(results: dict[str, Any]) -> str:
-        scores = results["train"]["validation"]
-        return f"R² of the summary's embedding {scores['start']['r2']:.2f} → {scores['refined']['r2']:.2f} by refining"
+        found = results["evaluate"]
+        steps, depth = found["steps"], int(found["stopping"]["steps"])
+        return f"held-out R² of the summary's embedding {steps[0]['r2']:.2f} → {steps[depth]['r2']:.2f} by refining"
 
     def sample(results: dict[str, Any]) -> tuple[str, str]:
         made = results["summarize"]
-        return " ".join(made["sentences"]), made["text"]
+        lines = [
+            f"step {s['number']} moved {s['residual']:.3f}, read: {s['reads'][0]['sentence']}" for s in made["steps"]
+        ]
+        return " ".join(made["sentences"]), "\n".join([made["text"], "", *lines])
 
     return System(
         "rsr_net",
@@ -77,7 +81,38 @@ def _rsr_net(folder: Path) -> System:
     )
 
 
-SYSTEMS = {"rsr_net": _rsr_net}
+def _nrms(folder: Path) -> System:
+    model = ["--model", str(folder)]
+
+    def figure(results: dict[str, Any]) -> str:
+        auc = {row["name"]: row["metrics"]["auc"] for row in results["evaluate"]["rows"]}
+        beside = ", ".join(f"{name} {value:.2f}" for name, value in auc.items() if name != "NRMS")
+        return f"AUC {auc['NRMS']:.2f}, beside {beside}"
+
+    def sample(results: dict[str, Any]) -> tuple[str, str]:
+        made = results["recommend"]
+        answer = [
+            f"{item['score']:+.2f}  {item['title']}\n       because of: {item['reasons'][0]['title']}"
+            for item in made["items"]
+        ]
+        read = dict.fromkeys(reason["title"] for item in made["items"] for reason in item["reasons"])
+        return "\n".join(read), "\n".join(answer)
+
+    return System(
+        "nrms",
+        "what a reader has read → what the reader may open next, with reasons",
+        [
+            Step("train", ["nrms", "train", "--output-dir", str(folder)]),
+            Step("evaluate", ["nrms", "evaluate", *model]),
+            Step("recommend", ["nrms", "recommend", "--history", "N12", "--history", "N40", "-k", "5", *model]),
+        ],
+        figure,
+        sample,
+        [(folder / "plots" / "quality.png", "Ranking what readers were shown, on held-out days")],
+    )
+
+
+SYSTEMS = {"rsr_net": _rsr_net, "nrms": _nrms}
 
 
 def run_system(system: System, out: Output) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -96,6 +131,7 @@ def run_system(system: System, out: Output) -> tuple[dict[str, Any], list[dict[s
             raise RunFailed(done.stderr.strip() or "it printed nothing", shown)
         results[step.label] = json.loads(done.stdout)
         rows.append({"command": shown, "seconds": round(time.perf_counter() - began, 1)})
+        out.log(f"    done in {rows[-1]['seconds']:.0f} s")
     return results, rows
 
 

@@ -196,3 +196,12 @@ def test_text_is_utf8_whatever_the_locale_says(program):
     done = subprocess.run([sys.executable, str(program), "train", "--set", "å=é"], capture_output=True, env=env)
     assert done.returncode == 0, done.stderr
     assert "──" in done.stdout.decode("utf-8")
+
+
+def test_threads_that_wait_do_not_spin(monkeypatch):
+    import latentlab_shared.cli as cli
+
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    with pytest.raises(SystemExit):
+        cli.run(cli.new_app("demo-net", "latentlab-shared", "A demonstration."), "demo-net", ["--version"])
+    assert os.environ.pop("OMP_WAIT_POLICY") == "PASSIVE"

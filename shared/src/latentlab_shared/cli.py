@@ -292,6 +292,8 @@ def _of_the_system(error: OSError) -> tuple[int, str]:
 
 def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the application and leave with its exit code; a usage mistake is one line and exit code 2."""
+    # Read when torch is first imported: threads that spin while they wait cost ten times the work on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdin, sys.stdout, sys.stderr):  # text is UTF-8, whatever the locale says
         if hasattr(stream, "reconfigure") and (stream.encoding or "").lower().replace("-", "") != "utf8":
             stream.reconfigure(encoding="utf-8")
