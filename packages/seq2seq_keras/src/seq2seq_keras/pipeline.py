@@ -220,7 +220,10 @@ def evaluate_run(
         "behaviour": found.behaviour,
     }
     hashes = {f"{asked.data} ({part})": digest(examples)}
-    write_json(folder / "results.json", {**results, "environment": environment(asked.settings.train.seed, hashes)})
+    file = folder / "results.json"
+    held = read_json(file) if output is None and file.is_file() else {}
+    trained = {key: held[key] for key in ("training",) if key in held}  # what `train` wrote there stays
+    write_json(file, {**trained, **results, "environment": environment(asked.settings.train.seed, hashes)})
     if table is not None:
         _add_to_table(table, results, name, asked)
     return {**results, "report": str(report)}
@@ -295,8 +298,9 @@ def _shown(data: str) -> str:
 
 def _add_to_table(path: Path, results: dict[str, Any], name: str, asked: RunSettings) -> None:
     """Write or extend a results table: baselines once, and a row for each model that was evaluated."""
-    rows = [{**row, "name": name} if row["name"] == "model" else row for row in results["rows"]]
-    rows[0]["metrics"] |= {k: v for k, v in results["behaviour"][0].items() if k != "name"}
+    ours, *rows = results["rows"]
+    more = {k: v for k, v in results["behaviour"][0].items() if k != "name"}
+    rows = [{**ours, "name": name, "metrics": {**ours["metrics"], **more}}, *rows]
     if path.is_file():
         old = [row for row in read_json(path)["rows"] if row["name"] not in {r["name"] for r in rows}]
         rows = [*old, *rows]
