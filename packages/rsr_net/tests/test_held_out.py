@@ -65,9 +65,11 @@ def test_extraction_rows_are_rouge_of_the_named_sentences(found: tuple[HeldOut, 
 
 
 def test_the_report_stands_alone(found: tuple[HeldOut, Summarizer], tmp_path: Path) -> None:
-    page = write_report(tmp_path, found[0], "A run").read_text()
+    shown = [(generate(1, 6)[0], "A storm <closed> the road.")]
+    page = write_report(tmp_path, found[0], "A run", "24 made-up articles", shown).read_text()
     assert (tmp_path / "plots" / "convergence.png").read_bytes().startswith(b"\x89PNG")
     assert page.count("data:image/png;base64,") == 2 and "LEAD-3" in page and "<script" not in page
+    assert "24 made-up articles" in page and "A storm &lt;closed&gt; the road." in page
 
 
 def test_articles_without_summaries_are_refused(found: tuple[HeldOut, Summarizer]) -> None:
