@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -14,10 +13,8 @@ import pytest
 from latentlab_shared.errors import UserError
 from seq2seq_keras.config import DataConfig, DecodeConfig, ModelConfig, Settings, TrainConfig
 from seq2seq_keras.data.encode import build_vocabulary, encode_pairs, pad
-from seq2seq_keras.evaluation import evaluate, references_of, seed_protocol
-from seq2seq_keras.evaluation.baselines import baselines, best_span
+from seq2seq_keras.evaluation import evaluate, references_of
 from seq2seq_keras.evaluation.report import write_report
-from seq2seq_keras.evaluation.scores import behaviour
 from seq2seq_keras.inference import Summarizer
 from seq2seq_keras.inference.export import FORMATS, export
 from seq2seq_keras.model.seq2seq import Seq2Seq
@@ -166,29 +163,3 @@ def test_a_perfect_summary_scores_one(summarizer):
     found = evaluate(summarizer, EXAMPLES[:6], references)
     assert found.rows[0]["metrics"]["f1"] == pytest.approx(1)
     assert found.rows[0]["metrics"]["rougeL"] == pytest.approx(1)
-
-
-def test_references_are_cut_only_where_the_label_is_made(summarizer):
-    long = " ".join(f"w{i}" for i in range(30))
-    human, made = replace(EXAMPLES[0], summary=long), replace(EXAMPLES[0], summary=long, pseudo=True)
-    assert [len(r.split()) for r in references_of([human, made], SETTINGS.data)] == [30, 18]
-    texts = [replace(EXAMPLES[0], text="Short one. The second sentence of this text is a longer one.", summary="")]
-    assert seed_protocol(texts, texts, SETTINGS.data) == ["the second sentence of this text is a longer one"]
-
-
-def test_baselines():
-    example = replace(EXAMPLES[0], text="The tax rose. Rain fell in Oslo on the second day. So.")
-    found = {name: make(example, ["rain", "oslo"]) for name, make in baselines(DataConfig(max_source=7), (2,)).items()}
-    assert found["lead-2"] == ["the", "tax"]
-    assert found["copy of the input"] == ["the", "tax", "rose", "rain", "fell", "in"]
-    assert found["longest sentence"] == ["rain", "fell", "in", "oslo", "on", "the", "second", "day"]
-    assert best_span(["a", "b", "c", "b"], ["b", "c"]) == ["b", "c"]
-    assert best_span(["a"], ["b", "c"]) == ["a"]
-
-
-def test_behaviour_by_hand():
-    found = behaviour(["tax tax tax", "rain in oslo 7", ""], ["a tax", "rain fell in oslo on 6", "x"])
-    assert found["repeated_bigrams"] == pytest.approx(1 / 3) and found["empty"] == pytest.approx(1 / 3)
-    assert found["copied_words"] == pytest.approx(6 / 7) and found["numbers_kept"] == 0
-    assert found["novel_bigrams"] == pytest.approx(4 / 5) and found["distinct"] == 1
-    assert found["length"] == pytest.approx(7 / 3)

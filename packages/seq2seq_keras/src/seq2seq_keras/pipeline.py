@@ -205,7 +205,8 @@ def evaluate_run(
     decode = summarizer.settings.decode
     decode = replace(decode, beam=beam, n_best=1) if beam else decode
     examples, references = _references(parts["train"], examples, protocol, summarizer.settings)
-    found = evaluate(summarizer, examples, references, config=decode, log=log)
+    seed_exact = protocol == "seed"
+    found = evaluate(summarizer, examples, references, config=decode, seed_exact=seed_exact, log=log)
     folder = output or model
     report = write_report(folder, found, f"seq2seq-keras: {model.name}")
     results = {
@@ -255,7 +256,7 @@ def baselines_run(
     from seq2seq_keras.evaluation import score_baselines
 
     examples, references = _references(parts["train"], parts[part][:limit], protocol, asked.settings)
-    rows, signature = score_baselines(examples, references, asked.settings.data)
+    rows, signature = score_baselines(examples, references, asked.settings.data, seed_exact=protocol == "seed")
     results = {
         "data": _shown(asked.data),
         "part": part,

@@ -13,25 +13,28 @@ from seq2seq_keras.data.types import Example
 Baseline = Callable[[Example, list[str]], list[str]]
 
 
-def baselines(config: DataConfig, leads: Sequence[int]) -> dict[str, Baseline]:
+def baselines(config: DataConfig, leads: Sequence[int], seed_exact: bool = False) -> dict[str, Baseline]:
     """Functions from an example and its reference words to summary words, by name.
 
     Args:
         config: the label function's settings, the window, and the longest summary.
         leads: lengths of the leads.
+        seed_exact: cut sentences as the seed cut its labels, at the front, and use its label function.
     """
     split = make_splitter(config.splitter)
-    longest_summary = config.max_target - 2
+
+    def cut(tokens: list[str]) -> list[str]:
+        return tokens[-(config.max_target - 1) :] if seed_exact else tokens[: config.max_target - 2]
 
     def copy(example: Example, reference: list[str]) -> list[str]:
         return [t for t in source_tokens(example.text, split)[: config.max_source] if t != BOUNDARY]
 
     def longest(example: Example, reference: list[str]) -> list[str]:
-        return max((words(s) for s in split(example.text)), key=len)[:longest_summary]
+        return cut(max((words(s) for s in split(example.text)), key=len))
 
     def label(example: Example, reference: list[str]) -> list[str]:
-        found = create_pseudo_summary(example.text, scoring=config.label_scoring, split=split)
-        return words(found)[:longest_summary]
+        scoring = config.label_scoring
+        return cut(words(create_pseudo_summary(example.text, seed_exact=seed_exact, scoring=scoring, split=split)))
 
     def lead(count: int) -> Baseline:
         return lambda example, reference: words(example.text)[:count]

@@ -66,6 +66,7 @@ def evaluate(
     references: Sequence[str],
     *,
     config: DecodeConfig | None = None,
+    seed_exact: bool = False,
     seed: int = 0,
     log: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
@@ -76,13 +77,15 @@ def evaluate(
         examples: held-out texts.
         references: their words, one string each.
         config: how to search; the model's own by default.
+        seed_exact: the references are the seed's, and so are the baselines' cuts.
         seed: of the bootstrap.
         log: told what happens.
     """
     config = replace(config or summarizer.settings.decode, n_best=1)
     log(f"summarizing {len(examples)} texts, beam {config.beam}")
     summaries = summarizer.summarize([e.text for e in examples], config)
-    systems = {MODEL: [s.text for s in summaries], **baseline_summaries(examples, references, summarizer.settings.data)}
+    said = baseline_summaries(examples, references, summarizer.settings.data, seed_exact)
+    systems = {MODEL: [s.text for s in summaries], **said}
     log("scoring")
     scorer = _scorer()
     scored = {name: score(found, references, scorer) for name, found in systems.items()}
@@ -106,23 +109,23 @@ def evaluate(
 
 
 def baseline_summaries(
-    examples: Sequence[Example], references: Sequence[str], data: DataConfig
+    examples: Sequence[Example], references: Sequence[str], data: DataConfig, seed_exact: bool = False
 ) -> dict[str, list[str]]:
-    """What each baseline says of each text; one lead has the references' mean length."""
+    """What each baseline says of each text, by name; one lead has the references' mean length."""
     typical = round(float(np.mean([len(r.split()) for r in references])))
     leads = sorted({typical, 8, 13, data.max_target - 2})
     return {
         name: [" ".join(make(e, r.split())) for e, r in zip(examples, references, strict=True)]
-        for name, make in baselines(data, leads).items()
+        for name, make in baselines(data, leads, seed_exact).items()
     }
 
 
 def score_baselines(
-    examples: Sequence[Example], references: Sequence[str], data: DataConfig, seed: int = 0
+    examples: Sequence[Example], references: Sequence[str], data: DataConfig, *, seed_exact: bool = False, seed: int = 0
 ) -> tuple[list[dict[str, Any]], str]:
     """Table rows of the baselines alone, and the signature of the ROUGE scores: what needs no model."""
     scorer, clusters = _scorer(), _clusters(examples)
-    found = baseline_summaries(examples, references, data)
+    found = baseline_summaries(examples, references, data, seed_exact)
     rows = [table_row(name, score(said, references, scorer), clusters, seed) for name, said in found.items()]
     return rows, scorer.signature
 
