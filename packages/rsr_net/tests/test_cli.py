@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,6 +99,20 @@ def test_a_folder_gives_one_line_per_file(home):
     assert [f["text"] for f in found] == [line.partition("\t")[2] for line in lines[:2]]
 
 
+def test_no_more_of_stdin_is_read_than_an_article_can_be_long(home):
+    assert "over 4 MiB" in one_line(rsr("summarize", "-", cwd=home, stdin="News. " * 2**20, code=2))
+
+
+def test_control_characters_do_not_reach_the_terminal_or_break_lines(home, tmp_path):
+    row = {"id": "a\tb\nc\x1b[31m", "article": "The \x1b]0;mayor\x07 won\x00 again \u202e today."}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row).replace("\\u0000", ""))
+    given = ["summarize", tmp_path / "x.jsonl"]
+    said = rsr(*given, cwd=home).stdout
+    assert said.count("\t") == said.count("\n") == 1 and not set("\x1b\x07\u202e") & set(said)
+    (found,) = json.loads(rsr(*given, "--json", cwd=home).stdout)["summaries"]
+    assert found["id"] == row["id"] and "\x1b" in found["text"]
+
+
 def test_json_has_the_trace_only_when_asked(home):
     short = json.loads(rsr("summarize", "article.txt", "--json", "-n", 1, cwd=home).stdout)
     assert len(short["indices"]) == 1 and "steps" not in short
@@ -135,6 +150,10 @@ def test_wrong_input_is_one_line_and_exit_2(home, tmp_path):
         (["--demo", "--mode", "generate", *model], "rsr-net train --decoder"),
         (["--demo", "--sentences", "2", *model], "--sentences"),
         (["--demo", "-n", "0", *model], "--max-sentences"),
+        (["image.png", "--demo", *model], "not both"),
+        (["/dev/zero", *model], "not a file"),
+        (["News came. " * 99, *model], "no such file"),
+        (["--demo", "--device", "mps", *model], "no such device"),
         (["--demo", "--device", "cuda:9", *model], "--device"),
     ):
         assert said in one_line(rsr("summarize", *arguments, cwd=tmp_path, code=2))
@@ -174,6 +193,7 @@ def test_wrong_settings_are_one_line_and_write_nothing(tmp_path):
     with gzip.open(tmp_path / "bad.jsonl.gz", "wt") as file:
         file.write('{"article": "News."}\n{\n')
     (tmp_path / "c.yaml").write_text("model: {depth: 3}\n")
+    (tmp_path / "one.jsonl").write_text('{"id": "1", "article": "News.", "highlights": "News."}\n')
     for arguments, said in (
         (["--set", "model.stepz=3"], "model.steps"),
         (["--set", "train.epochs=many"], "train.epochs"),
@@ -188,10 +208,14 @@ def test_wrong_settings_are_one_line_and_write_nothing(tmp_path):
         (["--resume", "absent"], "absent"),
         (["--limit", "0"], "--limit"),
         (["--seed", "-1"], "--seed"),
+        (["--seed", 10**20], "--seed"),
+        (["--device", "mps"], "no such device"),
+        (["--set", "recipe=seed"], "recipe"),
+        (["--data", "one.jsonl"], "valid part"),
         (["--epochs", "3"], "--epochs"),
     ):
-        assert said in one_line(rsr("train", "-q", *arguments, cwd=tmp_path, code=2)), arguments
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.jsonl.gz", "c.yaml"]
+        assert said in one_line(rsr("train", *arguments, cwd=tmp_path, code=2)), arguments
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.jsonl.gz", "c.yaml", "one.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -206,6 +230,8 @@ def test_wrong_settings_are_one_line_and_write_nothing(tmp_path):
         "train.gradient_steps=0",
         "train.epochs=-1",
         "train.learning_rate=0.0",
+        "train.seed=99999999999999999999",
+        "model.hidden_dim=1000000000",
     ],
 )
 def test_a_setting_out_of_range_is_one_line_and_nothing_is_written(setting, tmp_path):
@@ -222,6 +248,58 @@ def test_skip_bad_counts_and_goes_on(tmp_path):
     assert "--skip-bad" in rsr("train", "--data", "news.jsonl", cwd=tmp_path, code=2).stderr
     done = rsr("train", "--data", "news.jsonl", "--skip-bad", "-o", "r", "--set", "train.epochs=1", cwd=tmp_path)
     assert "malformed" in done.stderr and (tmp_path / "r/checkpoints/best").is_dir()
+
+
+@pytest.fixture
+def run_folder(home, tmp_path):
+    return shutil.copytree(home / "runs/rsr_net/sample", tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        *(("config.json", held, "damaged") for held in ("[]", "null", '"x"', "{}")),
+        ("config.json", {"encoder": "lsa"}, "not what the run began with"),
+        ("config.json", {"limit": -5}, "limit must be at least 1"),
+        ("config.json", {"limit": 50}, "not what the run began with"),
+        ("config.json", {"seed": 2**40}, "--seed"),
+        ("environment.json", "[]", "damaged"),
+        ("environment.json", {"data": {}}, "not what the run began with"),
+        ("checkpoints/last/state.safetensors", -10, "checkpoint is damaged"),
+        ("checkpoints/last/state.safetensors", 0, "checkpoint is damaged (its checksum is wrong)"),
+    ],
+)
+def test_a_damaged_run_is_not_gone_on_with(run_folder, tmp_path, file, change, said):
+    path = run_folder / file
+    if isinstance(change, str):
+        path.write_text(change)
+    elif isinstance(change, dict):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    else:
+        raw = bytearray(path.read_bytes())
+        path.write_bytes(raw[:change] if change else raw[:-5] + bytes([raw[-5] ^ 1]) + raw[-4:])
+    before = {p: p.read_bytes() for p in run_folder.rglob("*") if p.is_file()}
+    assert said in one_line(rsr("train", "--resume", "r", cwd=tmp_path, code=2))
+    assert before == {p: p.read_bytes() for p in run_folder.rglob("*") if p.is_file()}
+
+
+def test_changed_articles_are_refused_and_so_are_other_settings(tmp_path):
+    rows = [
+        json.dumps({"id": str(e.id), "article": e.article, "highlights": list(e.highlights)}) for e in generate(150)
+    ]
+    (tmp_path / "news.jsonl").write_text("\n".join(rows))
+    rsr("train", "--data", "news.jsonl", "-o", "r", "-q", "--set", "train.epochs=1", cwd=tmp_path)
+    assert "--resume" in one_line(rsr("train", "--resume", "r", "--seed", 3, cwd=tmp_path, code=2))
+    (tmp_path / "news.jsonl").write_text("\n".join(rows[1:]))
+    assert "not what the run began with" in one_line(rsr("train", "--resume", "r", cwd=tmp_path, code=2))
+
+
+def test_a_run_that_is_being_written_is_left_alone(run_folder, tmp_path):
+    from latentlab_shared.runs import RunFolder
+
+    with RunFolder.resume(run_folder):
+        for given in (["--resume", "r"], [*FAST, "-o", "r", "--overwrite"]):
+            assert "another process" in one_line(rsr("train", *given, cwd=tmp_path, code=2))
 
 
 @pytest.mark.slow
@@ -269,8 +347,10 @@ def test_evaluate_writes_results_a_plot_and_a_page(home, tmp_path):
 def test_export_says_what_it_wrote(home, tmp_path):
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     model = home / "runs/rsr_net/sample"
-    said = json.loads(rsr("export", "--model", model, "-o", "out", "--json", cwd=tmp_path).stdout)["files"]
+    done = rsr("export", "--model", model, "-o", "out", "--json", cwd=tmp_path)
+    said = json.loads(done.stdout)["files"]
     assert [Path(f["file"]).name for f in said] == ["refiner.onnx", "refiner.safetensors"]
+    assert [f"writing {f['file']}" in done.stderr for f in said] == [True, True]
     for file in said:
         assert file["bytes"] == (tmp_path / file["file"]).stat().st_size and file["difference"] < 1e-4
     assert "--format" in one_line(rsr("export", "--model", model, "--format", "pickle", cwd=tmp_path, code=2))

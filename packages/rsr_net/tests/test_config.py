@@ -104,9 +104,14 @@ def test_a_value_of_the_wrong_kind_is_named_with_its_key(values, said):
 
 # Of each number: values that are refused, and the words that say why.
 OUT_OF_RANGE = {
-    **dict.fromkeys(("input_dim", "hidden_dim", "latent_dim", "n", "T", "heads", "steps"), ((0, -1), "at least 1")),
-    **dict.fromkeys(("batch_size", "n_supervision", "gradient_steps", "patience", "cross_fits"), ((0,), "at least 1")),
-    **dict.fromkeys(("epochs", "seed"), ((-1,), "at least 0")),
+    **dict.fromkeys(("input_dim", "hidden_dim", "latent_dim"), ((0, -1, 10**9), "from 1 to 65536")),
+    **dict.fromkeys(
+        ("n", "T", "heads", "steps", "n_supervision", "gradient_steps", "cross_fits"),
+        ((0, -1, 10**9), "from 1 to 1024"),
+    ),
+    **dict.fromkeys(("batch_size", "patience"), ((0,), "at least 1")),
+    "epochs": ((-1,), "at least 0"),
+    "seed": ((-1, 2**32, 10**20), "from 0 to 4294967295"),
     **dict.fromkeys(
         ("aux_weight", "stop_confidence", "weight_decay", "contrastive_weight"), ((-0.1, float("nan")), "at least 0")
     ),
@@ -143,6 +148,8 @@ def test_every_number_has_a_range_and_refuses_what_is_outside(group):
         (TrainConfig, "ema_decay", 1.0),
         (TrainConfig, "epochs", 0),
         (TrainConfig, "seed", 0),
+        (TrainConfig, "seed", 2**32 - 1),
+        (ModelConfig, "hidden_dim", 65536),
         (TrainConfig, "contrastive_weight", 0.0),
     ],
 )

@@ -221,6 +221,7 @@ def test_text_files_and_folders_have_no_highlights(tmp_path):
         ('{"article": "x", "id": [1]}', "id is neither"),
         ('{"article": "%s"}' % ("x" * 9 * 2**20), "longer than 4 MiB"),
     ],
+    ids=lambda value: value[:40],  # some rows are long
 )
 def test_a_malformed_row_is_named_by_file_and_line_and_can_be_skipped(tmp_path, row, said):
     path = rows(tmp_path / "x.jsonl", {"article": "News."}, row, {"article": "More."})

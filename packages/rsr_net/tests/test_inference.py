@@ -1,6 +1,8 @@
 """The Summarizer: its modes, files and faults; decoders; exports."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +127,7 @@ def test_wrong_requests_get_one_line(summarizer):
     bare = Summarizer(summarizer.refiner, summarizer.encoder, "tiny", summarizer.config)
     for call, said in (
         (lambda: summarizer.summarize(""), "no article text"),
+        (lambda: summarizer.summarize("Half \ud800."), "half a character"),
         (lambda: summarizer.summarize(["Fine.", " "]), "text 1: there is no article text"),
         (lambda: summarizer.summarize(ARTICLE, mode="rewrite"), "mode"),
         (lambda: summarizer.summarize(ARTICLE, max_sentences=0), "max_sentences"),
@@ -198,6 +201,93 @@ def test_damaged_and_foreign_folders_get_one_line(summarizer, tmp_path):
         with pytest.raises(UserError, match=said) as caught:
             Summarizer.from_pretrained(folder)
         assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="no such device"):
+        Summarizer.from_pretrained(saved("whole"), device="mps")
+
+
+@pytest.fixture(scope="module")
+def whole(summarizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "m"
+    summarizer.save_pretrained(folder)
+    return folder
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [
+        ("config.json", DEEP, "damaged"),
+        ("config.json", "[]", "format 1"),
+        ("config.json", {"format": True}, "format 1"),
+        ("config.json", {"config": []}, "damaged"),
+        ("config.json", {"config": None}, "damaged"),
+        ("config.json", {"config": {}}, "damaged"),
+        ("config.json", {"encoder": "tiny"}, "damaged"),
+        ("config.json", {"faithful": float("nan")}, "faithful is nan"),
+        ("index.json", "{}", "damaged"),
+        ("index.json", {"ids": ["a"]}, "1 ids, 50 texts"),
+        ("index.json", {"ids": [1] * 50}, "something else than texts"),
+        ("index.safetensors", {"vectors": torch.zeros(50, 8)}, "damaged"),
+        ("index.safetensors", {"vectors": torch.full((50, 256), torch.nan)}, "not finite"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_damaged_model_is_one_line(whole, tmp_path, file, damage, said):
+    from safetensors.torch import save_file
+
+    folder = shutil.copytree(whole, tmp_path / "m")
+    if isinstance(damage, str):
+        (folder / file).write_text(damage)
+    elif file.endswith(".json"):
+        (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), **damage}))
+    else:
+        save_file(damage, folder / file)
+    with pytest.raises(UserError, match=said) as caught:
+        Summarizer.from_pretrained(folder)
+    assert "\n" not in str(caught.value) and not re.search(r"\wError", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        *(
+            ("decoder.json", held)
+            for held in ("[]", "null", "5", "{}", DEEP, '{"kind": "vector", "config": {"depth": 1}}')
+        ),
+        ("decoder.json", '{"kind": "vector", "config": {"input_dim": 256, "width": 999999999}}'),
+        ("decoder.json", '{"kind": "pickle"}'),
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", "{}"),
+        ("decoder.safetensors", "cut"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_damaged_decoder_is_one_line_and_only_for_who_asks_for_it(whole, tmp_path, file, damage):
+    folder = shutil.copytree(whole, tmp_path / "m")
+    (folder / "decoder" / file).write_text(damage)
+    made = Summarizer.from_pretrained(folder)
+    assert made.summarize(ARTICLE).text and made.modes == ("extract", "retrieve", "generate")
+    with pytest.raises(UserError, match=r"damaged \(its decoder.*rsr-net train --decoder") as caught:
+        made.summarize(ARTICLE, mode="generate")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_told_as_such(summarizer, tmp_path):
+    resource = pytest.importorskip("resource", reason="not on Windows")
+    from latentlab_shared.errors import RunFailed
+    from rsr_net.inference.export import export_safetensors
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        for write in (lambda path: export_safetensors(summarizer.refiner, path / "r"), summarizer.save_pretrained):
+            with pytest.raises(RunFailed, match="disk is full"):
+                write(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
 # -- decoders ----------------------------------------------------------------------------------------------------

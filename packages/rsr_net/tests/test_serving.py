@@ -1,5 +1,7 @@
 """The API through its test client and a real server; the page in Chromium."""
 
+import http.client
+import json
 import os
 import shutil
 import signal
@@ -17,7 +19,7 @@ from rsr_net import RsrConfig, Summarizer
 from rsr_net.data import embed_examples
 from rsr_net.inference import SummaryIndex
 from rsr_net.sample import demo, generate
-from rsr_net.serving.app import MAX_BODY_BYTES, MAX_CHARACTERS, MAX_TEXTS, create_app
+from rsr_net.serving.app import MAX_BODY_BYTES, MAX_CHARACTERS, MAX_SENTENCES, MAX_TEXTS, MAX_WAITING, create_app
 from rsr_net.training import fit
 
 ARTICLE = demo().article
@@ -71,7 +73,9 @@ def test_several_articles_keep_their_order(client, summarizer):
         ({"text": " "}, "no article text"),
         ({"texts": ["Fine.", "..."]}, "text 1: there is no article text"),
         ({"text": "x" * (MAX_CHARACTERS + 1)}, "text: "),
-        ({"texts": ["x" * (MAX_CHARACTERS + 1)]}, "text 0 has more than"),
+        ({"texts": ["x" * (MAX_CHARACTERS // 2 + 1)] * 2}, "together they have more than"),
+        ({"text": "It rained. " * (MAX_SENTENCES + 1)}, f"more than {MAX_SENTENCES}"),
+        ({"texts": ["It rained. " * (MAX_SENTENCES // 2 + 1)] * 2}, f"more than {MAX_SENTENCES}"),
         ({"texts": ["x"] * (MAX_TEXTS + 1)}, "texts: "),
         ({"texts": []}, "texts: "),
         ({"text": "News.", "mode": "rewrite"}, "mode: "),
@@ -105,7 +109,7 @@ def test_a_fault_of_the_model_is_said_without_its_inside(summarizer):
         index = decoder = None
         encoder_name = "tiny"
 
-        def summarize(self, *_, **__):
+        def summarize_examples(self, *_):
             raise ZeroDivisionError("secret")
 
     client = TestClient(create_app(Broken()), raise_server_exceptions=False)
@@ -126,6 +130,36 @@ def test_requests_at_once_get_their_own_answers(client, summarizer):
     for thread in threads:
         thread.join()
     assert got == wanted
+
+
+def test_who_would_wait_too_long_is_told_to_come_again(summarizer):
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    class Slow:
+        def summarize_examples(self, *given):
+            begun.release()
+            assert go_on.wait(60)
+            return summarizer.summarize_examples(*given)
+
+    client, answers = TestClient(create_app(Slow())), []
+
+    def ask():
+        answers.append(client.post("/summarize", json={"text": ARTICLE}))
+
+    threads = [threading.Thread(target=ask) for _ in range(MAX_WAITING + 4)]
+    for thread in threads:
+        thread.start()
+    assert begun.acquire(timeout=60)
+    while len(answers) < 3:  # all but those who wait and the one that is answered
+        time.sleep(0.01)
+    assert client.get("/healthz").status_code == 200
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert len(refused) == 3 and sum(answer.status_code == 200 for answer in answers) == MAX_WAITING + 1
+    assert refused[0].json() == {"error": "busy, try again"} and int(refused[0].headers["retry-after"]) >= 1
+    assert client.post("/summarize", json={"text": ARTICLE}).status_code == 200
 
 
 def test_the_page_loads_nothing_from_elsewhere(client):
@@ -199,6 +233,12 @@ def test_the_page_in_chromium(server, tmp_path):
         page.click("#go")
         page.locator("#article", has_text="<b>bold</b>").wait_for()
         assert page.locator("#article img, #article b").count() == 0  # text stays text
+        page.click("#edit")
+        hostile = "<script>document.title='run'</script> <img src=x onerror=\"document.title='run'\"> Two things."
+        page.fill("#text", hostile)
+        page.click("#go")
+        page.locator("#article", has_text="onerror").wait_for()
+        assert page.locator("#article script, #summary img, #summary script").count() == 0 and page.title() != "run"
 
         page.click("#edit")
         page.fill("#text", " ... ")
@@ -225,16 +265,16 @@ def test_a_taken_port_is_one_line(server, capfd, summarizer):
 def test_it_stops_on_sigterm_after_answering(server):
     process, url = server
     assert httpx.post(f"{url}/summarize", json={"text": ARTICLE}, timeout=60).status_code == 200
-    answers = []
-    texts = [e.article for e in generate(32, seed=8)]
-    thread = threading.Thread(
-        target=lambda: answers.append(httpx.post(f"{url}/summarize", json={"texts": texts}, timeout=60).status_code)
-    )
-    thread.start()
-    time.sleep(0.1)
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+    connection.request("GET", "/healthz")  # the server holds the connection now, however busy the machine
+    connection.getresponse().read()
+    body = json.dumps({"texts": [e.article for e in generate(24, seed=8)]})
+    connection.request("POST", "/summarize", body, {"content-type": "application/json"})
+    time.sleep(1.0)
     process.send_signal(signal.SIGTERM)
-    thread.join()
+    answer = connection.getresponse()
+    assert answer.status == 200 and len(json.loads(answer.read())["summaries"]) == 24
+    connection.close()
     process.wait(timeout=30)
-    assert answers == [200]
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{url}/healthz", timeout=2)

@@ -18,7 +18,6 @@ from latentlab_shared.cli import (
     OutputDir,
     Port,
     Resume,
-    Seed,
     Sets,
     new_app,
     run,
@@ -35,6 +34,11 @@ app = new_app("rsr-net", "latentlab-rsr-net", "Summaries by refining an embeddin
 
 SAMPLE_RUN = Path("runs/rsr_net/sample")
 FOLDS = 5
+MAX_SEED = 2**32 - 1  # `config.MAX_SEED`, whose module is not imported for --help
+# What a terminal would obey, or what would break a line: controls, line separators, changes of direction.
+_CONTROLS = dict.fromkeys(
+    [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"
+)
 
 Data = Annotated[str, typer.Option("--data", help="sample, hub:NAME, a file or a folder.", envvar="RSR_NET_DATA")]
 Model = Annotated[Path, typer.Option("--model", "-m", help="A run folder, or a saved model.")]
@@ -107,7 +111,9 @@ def train(
     output_dir: OutputDir = None,
     resume: Resume = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw an earlier run in the folder away.")] = False,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of every random choice; 0 by default.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Of every random choice; 0 by default.")
+    ] = None,
     device: Device = DeviceName.auto,
     limit: Limit = None,
     skip_bad: SkipBad = False,
@@ -135,8 +141,6 @@ def train(
     # The quickstart is run again and again: its own folder, and nothing else, is replaced without asking.
     folder = resume or output_dir or RUNS / profile
     replaced = folder == SAMPLE_RUN and profile == "sample" and not resume
-    if replaced and not overwrite and (folder / "config.json").is_file():
-        out.log(f"{folder}: the sample's run is replaced (give --output-dir to keep it)")
     results = train_run(
         folder,
         settings,
@@ -187,9 +191,9 @@ def _predict(
         if out.json:
             out.result({"summaries": records})
         else:
-            out.result({}, "\n".join(f"{e.id}\t{s.text}" for e, s in named))
+            out.result({}, "\n".join(f"{_shown(e.id)}\t{_shown(s.text)}" for e, s in named))
     elif out.json or not explain:
-        out.result(_record(summaries[0], explain), summaries[0].text)
+        out.result(_record(summaries[0], explain), _shown(summaries[0].text))
     else:
         out.result({}, _explanation(summaries[0]))
 
@@ -203,9 +207,11 @@ def _articles(
 ) -> tuple[list[Example], bool]:
     """The articles to summarize, and whether they came from a folder or a file of many."""
     from rsr_net.data import BadRows, read_examples
-    from rsr_net.data.readers import decode
+    from rsr_net.data.readers import read_stream
     from rsr_net.data.stories import make_example
 
+    if demo and source is not None:
+        raise UserError("--demo has an article of its own", source, "Give a file or --demo, not both")
     if demo:
         from rsr_net.sample import demo as built_in
 
@@ -213,7 +219,7 @@ def _articles(
     if source is None:
         raise UserError("nothing to summarize", "rsr-net summarize", "Give a file, a folder, - for stdin, or --demo")
     if source == "-":
-        return [make_example("stdin", decode(sys.stdin.buffer.read(), "stdin"), [], "stdin")], False
+        return [make_example("stdin", read_stream(sys.stdin.buffer, "stdin"), [], "stdin")], False
     bad = BadRows(skip=skip_bad)
     examples = list(read_examples(source, None, limit=limit, bad=bad))
     if bad.count or bad.without_article:
@@ -250,17 +256,22 @@ def _explanation(summary: Summary) -> Any:
     key = Text("\n").join(
         [
             Text("sentences read, counted from 0:"),
-            *(Text(f"[{i}] {_short(named[i])}", style="dim") for i in sorted(named)),
+            *(Text(f"[{i}] {_short(_shown(named[i]))}", style="dim") for i in sorted(named)),
         ]
     )
-    picked = Text("\n").join(Text(f"[{i}] {summary.sentences[i]}", style="bold") for i in summary.indices)
+    picked = Text("\n").join(Text(f"[{i}] {_shown(summary.sentences[i])}", style="bold") for i in summary.indices)
     facts = Text(f"{len(summary.steps)} steps, {len(summary.sentences)} sentences")
     if summary.confidence is not None:
         facts.append(f", confidence {summary.confidence:.2f} (the chance to be nearer to the truth than is typical)")
     if summary.faithfulness is not None:
         facts.append(f", faithfulness {summary.faithfulness:.2f}")
-    shown = picked if summary.indices else Text(summary.text, style="bold")
+    shown = picked if summary.indices else Text(_shown(summary.text), style="bold")
     return Group(shown, Text(), facts, table(rows) if rows else Text("no step was taken"), key)
+
+
+def _shown(text: str) -> str:
+    """A text as it may be printed: on one line, and nothing for a terminal to obey."""
+    return text.translate(_CONTROLS)
 
 
 def _short(sentence: str, width: int = 100) -> str:
@@ -296,7 +307,7 @@ def export(
     from rsr_net.pipeline import export_model
 
     formats = tuple(format) if format else ("onnx", "safetensors")
-    written = export_model(model, output_dir or Path("exports/rsr_net"), formats)
+    written = export_model(model, output_dir or Path("exports/rsr_net"), formats, out.log)
     out.result({"files": written}, table(written))
 
 
@@ -347,7 +358,7 @@ def bench(
     encoder: Annotated[str, typer.Option("--encoder", help="What the seed's way calls every epoch.")] = "minilm",
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Interleaved rounds; medians are given.")] = 3,
     output_dir: OutputDir = None,
-    seed: Seed = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Of every random choice.")] = 0,
 ) -> None:
     """Measure training with cached vectors beside encoding in every epoch, and what depth costs."""
     from rsr_net.bench import run_bench

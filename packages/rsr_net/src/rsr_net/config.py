@@ -14,24 +14,29 @@ from typing import Any, Literal
 from latentlab_shared.config import from_dict
 from latentlab_shared.errors import UserError
 
+MAX_SEED = 2**32 - 1
 Rule = tuple[str, Callable[[float], bool]]  # what a number has to be, in words and as a test
 _COUNT: Rule = ("at least 1", lambda v: v >= 1)
+_WIDTH: Rule = ("from 1 to 65536", lambda v: 1 <= v <= 65536)
+_DEPTH: Rule = ("from 1 to 1024", lambda v: 1 <= v <= 1024)
+_SEED: Rule = ("from 0 to 4294967295", lambda v: 0 <= v <= MAX_SEED)  # what every random generator takes
 _NOT_NEGATIVE: Rule = ("at least 0", lambda v: v >= 0)
 _POSITIVE: Rule = ("above 0", lambda v: v > 0)
 _SHARE: Rule = ("in [0, 1]", lambda v: 0 <= v <= 1)
 _LESS_THAN_ALL: Rule = ("in [0, 1)", lambda v: 0 <= v < 1)
 _MORE_THAN_NONE: Rule = ("in (0, 1]", lambda v: 0 < v <= 1)
 _MODEL_RULES = {
-    **dict.fromkeys(("input_dim", "hidden_dim", "latent_dim", "n", "T", "heads", "steps"), _COUNT),
+    **dict.fromkeys(("input_dim", "hidden_dim", "latent_dim"), _WIDTH),
+    **dict.fromkeys(("n", "T", "heads", "steps"), _DEPTH),
     "step_size": _MORE_THAN_NONE,
     "dropout": _LESS_THAN_ALL,
     "latent_dropout": _LESS_THAN_ALL,
 }
 _TRAIN_RULES = {
-    **dict.fromkeys(("batch_size", "n_supervision", "gradient_steps", "patience", "cross_fits"), _COUNT),
-    **dict.fromkeys(
-        ("epochs", "seed", "aux_weight", "stop_confidence", "weight_decay", "contrastive_weight"), _NOT_NEGATIVE
-    ),
+    **dict.fromkeys(("batch_size", "patience"), _COUNT),
+    **dict.fromkeys(("n_supervision", "gradient_steps", "cross_fits"), _DEPTH),
+    "seed": _SEED,
+    **dict.fromkeys(("epochs", "aux_weight", "stop_confidence", "weight_decay", "contrastive_weight"), _NOT_NEGATIVE),
     **dict.fromkeys(("learning_rate", "clip", "ridge"), _POSITIVE),
     "ema_decay": _SHARE,
     "sentence_dropout": _LESS_THAN_ALL,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,12 @@ from latentlab_shared.errors import UserError
 from latentlab_shared.files import read_json, write_json
 from latentlab_shared.provenance import environment
 from latentlab_shared.runs import RunFolder, model_card
-from rsr_net.config import RsrConfig
+from rsr_net.config import MAX_SEED, RsrConfig
 from rsr_net.data import ArticleVectors, BadRows, Example, embed_examples, read_examples
 from rsr_net.data.embed import CachedArticles, encode
 from rsr_net.data.stories import SPLITS
 from rsr_net.inference.summarizer import Summarizer, SummaryIndex, cosine, torch_device
+from rsr_net.training.checkpoint import check_checkpoint
 
 if TYPE_CHECKING:
     from latentlab_shared.embeddings import EmbeddingCache
@@ -66,6 +67,12 @@ class RunSettings:
     decoder: bool = False
     seed: int = 0
     rsr: RsrConfig = RsrConfig()
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"limit must be at least 1, not {self.limit}", "config.json")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise UserError(f"must be from 0 to {MAX_SEED}, not {self.seed}", "--seed")
 
 
 PROFILES = {
@@ -143,65 +150,92 @@ def train_run(
     Returns:
         Where the model is, and the validation scores.
     """
+    torch_device(device)  # an absent one shows at once, as do typing errors
     if resume:
         wants_decoder = settings.decoder
         settings = _settings_of(RunFolder.read(output))
         settings = replace(settings, decoder=settings.decoder or wants_decoder)
     else:
-        load_config(RsrConfig, config_file, overrides, RsrConfig.default("rsr"))  # a typing error shows at once
-    if resume and (output / BEST / "config.json").is_file():
-        log(f"{output}: the training had ended; the model is written again")
+        _config(config_file, overrides, RsrConfig.default("rsr"))
     fitted = None if settings.encoder == "lsa" else load_or_fit_encoder(settings.encoder, (), device, settings.seed)
     bad = BadRows(skip=settings.skip_bad)
     train = examples_of(settings.data, "train", limit=settings.limit, bad=bad, seed=settings.seed)
     few = None if settings.limit is None else max(10, settings.limit // 10)
     valid = examples_of(settings.data, "valid", limit=few, bad=bad, seed=settings.seed)
     train, valid = _with_summaries(train, "train", settings.data), _with_summaries(valid, "valid", settings.data)
-    log(f"{len(train)} articles to train on, {len(valid)} for validation, encoder {settings.encoder}")
-    if bad.count or bad.without_article:
-        log(f"left out: {bad.count} malformed, {bad.without_article} without article text")
+    if len(valid) < 2:
+        what = f"{len(train)} training and {len(valid)} validation articles are too few to train on"
+        raise UserError(what, settings.data, "Give more articles")
     encoder = fitted or load_or_fit_encoder(settings.encoder, train, device, settings.seed)
     if not resume:
         base = RsrConfig.default("rsr", encoder.dim)
         base = replace(base, train=replace(base.train, seed=settings.seed))
-        rsr = load_config(RsrConfig, config_file, overrides, base)
-        if rsr.model.input_dim != encoder.dim:
-            raise UserError(
-                f"model.input_dim is {rsr.model.input_dim}, the encoder {settings.encoder} gives {encoder.dim}",
-                "--set model.input_dim",
-                "Leave it out",
-            )
-        settings = replace(settings, rsr=rsr)
-
+        settings = replace(settings, rsr=_config(config_file, overrides, base))
+    if settings.rsr.model.input_dim != encoder.dim:
+        raise UserError(
+            f"model.input_dim is {settings.rsr.model.input_dim}, the encoder {settings.encoder} gives {encoder.dim}",
+            output / "config.json" if resume else "--set model.input_dim",
+            "Restore the run's own settings" if resume else "Leave it out",
+        )
+    inputs = {settings.data: digest(train + valid), f"encoder {settings.encoder}": _encoder_name(fitted)}
+    if resume:
+        _check_inputs(output, inputs)
+        check_checkpoint(output, settings.rsr)
+    replaced = overwrite and not resume and (output / "config.json").is_file()
     with open_cache(encoder, cache_dir) as cache:
-        with progress("embedding", len(train) + len(valid)) as advance:
-            embedded = [embed(part, encoder, cache, advance) for part in (train, valid)]
         run = (
             RunFolder.resume(output)
             if resume
-            else RunFolder.create(
-                output, settings, seed=settings.seed, data={settings.data: digest(train + valid)}, overwrite=overwrite
-            )
+            else RunFolder.create(output, settings, seed=settings.seed, data=inputs, overwrite=overwrite)
         )
+        # From here on nothing is wrong with the input: until now there was one line at most, the error's.
+        if replaced:
+            log(f"{output}: the run that was here is replaced (give --output-dir to keep one)")
+        if resume and (output / BEST / "config.json").is_file():
+            log(f"{output}: the training had ended; the model is written again")
+        log(f"{len(train)} articles to train on, {len(valid)} for validation, encoder {settings.encoder}")
+        if bad.count or bad.without_article:
+            log(f"left out: {bad.count} malformed, {bad.without_article} without article text")
         with run:
-            log("fitting the refiner")
-            refiner = _fit(embedded[0], embedded[1], settings.rsr, run, resume, device, detail)
-            log("fitting the choice of sentences")
-            _fit_selector(refiner, train, embedded[0], embedded[1], settings.rsr)
-            index = index_of(train, encoder, cache)
-            known = settings.data if settings.data in ("sample",) or settings.data.startswith("hub:") else ""
-            trained_on = known or Path(settings.data).name
-            summarizer = Summarizer(
-                refiner, encoder, settings.encoder, settings.rsr, index=index, trained_on=trained_on
-            )
-            if settings.decoder:
-                log("training the decoder")
-                fit_decoder(summarizer, train, embedded[1], cache, settings.seed)
-            summarizer.save_pretrained(output / BEST)
-            results = _validation(summarizer, embedded[1])
-            run.write_results(results)
-            run.write_card(_card(settings, results, run))
+            try:
+                results = _train(run, settings, train, valid, encoder, cache, resume, device, log, detail, progress)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"go on with rsr-net train --resume {output}") from None
     return {"run": str(output), **results}
+
+
+def _train(
+    run: RunFolder,
+    settings: RunSettings,
+    train: list[Example],
+    valid: list[Example],
+    encoder: TextEncoder,
+    cache: EmbeddingCache | None,
+    resume: bool,
+    device: str,
+    log: Log,
+    detail: Log,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Embed, fit every part, and write the model, its scores and its card into the run folder."""
+    with progress("embedding", len(train) + len(valid)) as advance:
+        embedded = [embed(part, encoder, cache, advance) for part in (train, valid)]
+    log("fitting the refiner")
+    refiner = _fit(embedded[0], embedded[1], settings.rsr, run, resume, device, detail)
+    log("fitting the choice of sentences")
+    _fit_selector(refiner, train, embedded[0], embedded[1], settings.rsr)
+    index = index_of(train, encoder, cache)
+    known = settings.data if settings.data in ("sample",) or settings.data.startswith("hub:") else ""
+    trained_on = known or Path(settings.data).name
+    summarizer = Summarizer(refiner, encoder, settings.encoder, settings.rsr, index=index, trained_on=trained_on)
+    if settings.decoder:
+        log("training the decoder")
+        fit_decoder(summarizer, train, embedded[1], cache, settings.seed)
+    summarizer.save_pretrained(run.path / BEST)
+    results = _validation(summarizer, embedded[1])
+    run.write_results(results)
+    run.write_card(_card(settings, results, run))
+    return results
 
 
 def _fit(
@@ -213,7 +247,7 @@ def _fit(
     device: str,
     detail: Log,
 ) -> Refiner:
-    """Train, with every epoch in the run's metrics; Ctrl-C says how to go on."""
+    """Train, with every epoch in the run's metrics."""
     from rsr_net.training import fit
 
     def note(epoch: int, values: dict[str, float]) -> None:
@@ -223,10 +257,7 @@ def _fit(
         detail(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
     again = run.path if resume else None
-    try:
-        return fit(train, valid, config, run=run.path, resume=again, log=note, device=torch_device(device))
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"go on with rsr-net train --resume {run.path}") from None
+    return fit(train, valid, config, run=run.path, resume=again, log=note, device=torch_device(device))
 
 
 def _fit_selector(
@@ -268,7 +299,38 @@ def embed(
 def _settings_of(run: RunFolder) -> RunSettings:
     from latentlab_shared.config import from_dict
 
-    return from_dict(RunSettings, run.config, run.path / "config.json")
+    where, held = run.path / "config.json", run.config
+    absent = {field.name for field in fields(RunSettings)} - set(held) if isinstance(held, dict) else {"everything"}
+    if absent:
+        raise UserError(f"the run is damaged ({min(absent)} is missing)", where, "Restore it, or start a new run")
+    return from_dict(RunSettings, held, where)
+
+
+def _config(file: Path | None, overrides: Iterable[str], base: RsrConfig) -> RsrConfig:
+    """The settings of the model and its training."""
+    config = load_config(RsrConfig, file, overrides, base)
+    if config.recipe != "rsr":
+        fix = "Leave it out; the seed's network is measured with `rsr-net bench` and `rsr-net folds`"
+        raise UserError(f"`train` makes models of the recipe rsr, not {config.recipe}", "recipe", fix)
+    return config
+
+
+def _encoder_name(encoder: TextEncoder | None) -> str:
+    """A checksum of an encoder; of one that is fitted on the articles, that it is so."""
+    return encoder.fingerprint.digest().hex() if encoder else "fitted on the training articles"
+
+
+def _check_inputs(run: Path, inputs: dict[str, str]) -> None:
+    """Refuse to go on with other articles, or another encoder, than the run began with."""
+    held = read_json(run / "environment.json")
+    began = held.get("data") if isinstance(held, dict) else None
+    if not isinstance(began, dict):
+        raise UserError("the run is damaged (its data is missing)", run / "environment.json", "Start a new run")
+    for name, checksum in inputs.items():
+        if began.get(name) != checksum:
+            raise UserError(
+                f"{name} is not what the run began with", run, "Restore it, or start a run in another folder"
+            )
 
 
 def _with_summaries(examples: list[Example], split: str, source: str) -> list[Example]:
@@ -352,13 +414,14 @@ def _card(settings: RunSettings, results: dict[str, Any], run: RunFolder) -> str
     )
 
 
-def export_model(model: Path, output: Path, formats: Sequence[str]) -> list[dict[str, Any]]:
+def export_model(model: Path, output: Path, formats: Sequence[str], log: Log = lambda _: None) -> list[dict[str, Any]]:
     """Write a model's refiner in portable forms.
 
     Args:
         model: a run folder or a saved model.
         output: the folder.
         formats: "onnx", "torch", "safetensors".
+        log: told what is being written.
 
     Returns:
         For each file its path, size in bytes, and largest relative difference to the original.
@@ -381,6 +444,7 @@ def export_model(model: Path, output: Path, formats: Sequence[str]) -> list[dict
     written = []
     for name in formats:
         write, file = known[name]
+        log(f"writing {output / file} and comparing it with the original")
         off = write(refiner, output / file)
         written.append({"file": str(output / file), "bytes": (output / file).stat().st_size, "difference": off})
     return written

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentlab_shared.errors import UserError
-from latentlab_shared.files import read_json, write_json
+from latentlab_shared.config import from_dict
+from latentlab_shared.errors import NeedsNetwork, UserError
+from latentlab_shared.files import atomic_path, read_json, write_json, write_text
+from rsr_net.tensor_files import write_tensors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -60,6 +62,11 @@ class DecoderConfig:
     heads: int = 4
     prefix: int = 4
     max_tokens: int = 80
+
+    def __post_init__(self) -> None:
+        sizes = asdict(self)
+        if not all(1 <= size <= 65536 for size in sizes.values()) or self.layers > 64 or self.width % self.heads:
+            raise ValueError(f"these are no sizes of a decoder: {sizes}")
 
 
 class VectorDecoder(nn.Module):
@@ -174,11 +181,9 @@ class VectorDecoder(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write ``decoder.json``, ``decoder.safetensors`` and ``tokenizer.json``."""
-        from safetensors.torch import save_file
-
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "decoder.safetensors")
-        self.tokenizer.save(str(folder / "tokenizer.json"))
+        with atomic_path(folder / "decoder.safetensors") as temporary:
+            write_tensors(temporary, self.state_dict())
+        write_text(folder / "tokenizer.json", self.tokenizer.to_str(pretty=True))
         write_json(folder / "decoder.json", {"kind": "vector", "config": asdict(self.config)})
 
     @classmethod
@@ -188,7 +193,7 @@ class VectorDecoder(nn.Module):
         from tokenizers import Tokenizer
 
         model = cls(
-            DecoderConfig(**read_json(folder / "decoder.json")["config"]),
+            from_dict(DecoderConfig, read_json(folder / "decoder.json")["config"]),
             Tokenizer.from_file(str(folder / "tokenizer.json")),
         )
         model.load_state_dict(load_file(folder / "decoder.safetensors"))
@@ -272,8 +277,6 @@ class BartVectorDecoder:
         """Load ``facebook/bart-base`` or a local folder."""
         from transformers import AutoTokenizer, BartForConditionalGeneration
 
-        from latentlab_shared.errors import NeedsNetwork
-
         try:
             model = BartForConditionalGeneration.from_pretrained(name)
             return cls(model, AutoTokenizer.from_pretrained(name), max_tokens)
@@ -354,10 +357,20 @@ class BartVectorDecoder:
 
 
 def load_decoder(folder: Path) -> TextDecoder:
-    """Read a decoder of either kind from its folder."""
-    described = read_json(folder / "decoder.json")
-    if described.get("kind") == "vector":
-        return VectorDecoder.load(folder)
-    if described.get("kind") == "bart":
-        return BartVectorDecoder.from_pretrained(str(folder), described["max_tokens"])
-    raise UserError(f"{json.dumps(described.get('kind'))} is no kind of decoder", folder / "decoder.json")
+    """Read a decoder of either kind from its folder.
+
+    Raises:
+        UserError: if a file is missing, damaged or of an unknown kind.
+    """
+    try:
+        described = read_json(folder / "decoder.json")
+        if described["kind"] == "vector":
+            return VectorDecoder.load(folder)
+        if described["kind"] == "bart":
+            return BartVectorDecoder.from_pretrained(str(folder), int(described["max_tokens"]))
+        raise ValueError(f"{json.dumps(described['kind'])} is no kind of decoder")
+    except NeedsNetwork:
+        raise
+    except Exception as error:  # tokenizers raises Exception itself, and each file has errors of its own
+        what = f"the model is damaged (its decoder: {' '.join(str(error).split())[:160]})"
+        raise UserError(what, folder, "Train it again with rsr-net train --decoder") from None

@@ -19,6 +19,7 @@ from latentlab_shared.errors import NeedsExtra, RunFailed
 from latentlab_shared.files import atomic_path
 from rsr_net.data.types import Batch
 from rsr_net.model.refiner import Refiner
+from rsr_net.tensor_files import write_tensors
 
 INPUTS = ("doc", "lead", "sentences")
 OUTPUTS = ("y", "quality", "attention", "residuals")
@@ -106,11 +107,11 @@ def export_torch(refiner: Refiner, path: Path) -> float:
 
 def export_safetensors(refiner: Refiner, path: Path) -> float:
     """Write the weights alone, with the sizes in the header; else as ``export_onnx``."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     header = {"model": json.dumps(asdict(refiner.config))}
     with atomic_path(path) as temporary:
-        save_file({k: v.contiguous() for k, v in refiner.state_dict().items()}, temporary, metadata=header)
+        write_tensors(temporary, refiner.state_dict(), header)
         again = Refiner(refiner.config)
         again.load_state_dict(load_file(temporary))
         return _compare(PlainRefiner(refiner.eval()), PlainRefiner(again.eval()), "the file")

@@ -20,6 +20,7 @@ from rsr_net.inference.decoder import TextDecoder, load_decoder
 from rsr_net.inference.summary import MODES, Mode, Neighbour, Read, Step, Summary
 from rsr_net.model.refiner import Refinement, Refiner
 from rsr_net.model.selection import CANDIDATES
+from rsr_net.tensor_files import write_tensors
 
 if TYPE_CHECKING:
     from latentlab_shared.embeddings import EmbeddingCache
@@ -93,8 +94,27 @@ class Summarizer:
             )
         self.refiner = refiner.to(device).eval()
         self.encoder, self.encoder_name, self.config = encoder, encoder_name, config
-        self.index, self.decoder, self.faithful, self.cache, self.device = index, decoder, faithful, cache, device
+        self.index, self.faithful, self.cache, self.device = index, faithful, cache, device
         self.trained_on = trained_on
+        self._decoder = decoder
+        self._decoder_folder: Path | None = None
+
+    @property
+    def decoder(self) -> TextDecoder | None:
+        """What writes in the mode "generate"; a saved one is read when it is first asked for."""
+        if self._decoder is None and self._decoder_folder is not None:
+            self._decoder = load_decoder(self._decoder_folder)
+        return self._decoder
+
+    @decoder.setter
+    def decoder(self, decoder: TextDecoder | None) -> None:
+        self._decoder, self._decoder_folder = decoder, None
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes this model was trained for."""
+        writes = self._decoder is not None or self._decoder_folder is not None
+        return ("extract", *(("retrieve",) if self.index is not None else ()), *(("generate",) if writes else ()))
 
     # -- summaries -----------------------------------------------------------------------------------------------
 
@@ -140,7 +160,7 @@ class Summarizer:
                 raise UserError(what, example.id, "Summarize it in parts")
         if mode == "retrieve" and self.index is None:
             raise UserError("the model has no index of summaries", "mode retrieve", "Train it again with rsr-net train")
-        if mode == "generate" and self.decoder is None:
+        if mode not in self.modes:
             raise UserError("the model has no decoder", "mode generate", "Train one: rsr-net train --decoder")
         found: list[Summary] = []
         for at in range(0, len(examples), _GROUP):
@@ -209,17 +229,15 @@ class Summarizer:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model: ``config.json``, ``refiner.safetensors``, and the index and decoder if it has them."""
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         with atomic_path(folder / "refiner.safetensors") as temporary:
-            save_file({k: v.cpu().contiguous() for k, v in self.refiner.state_dict().items()}, temporary)
+            write_tensors(temporary, self.refiner.state_dict())
         save_own = getattr(self.encoder, "save", None)  # an encoder that was fitted here travels with the model
         if save_own is not None:
             save_own(folder / "encoder")
         if self.index is not None:
             with atomic_path(folder / "index.safetensors") as temporary:
-                save_file({"vectors": torch.from_numpy(self.index.vectors)}, temporary)
+                write_tensors(temporary, {"vectors": torch.from_numpy(self.index.vectors)})
             write_json(folder / "index.json", {"ids": self.index.ids, "texts": self.index.texts})
         if self.decoder is not None:
             self.decoder.save(folder / "decoder")
@@ -256,36 +274,39 @@ class Summarizer:
         from latentlab_shared.encoders import load_encoder
 
         home = model_folder(Path(folder))
-        about = read_json(home / "config.json")
-        if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise UserError(f"is not a model of format {FORMAT}", home / "config.json", "Train it with this version")
+        place = torch_device(device)
         try:
+            about = read_json(home / "config.json")
+            known = isinstance(about, dict) and type(about.get("format")) is int and about["format"] == FORMAT
+            if not known:
+                what = f"is not a model of format {FORMAT}"
+                raise UserError(what, home / "config.json", "Train it with this version")
             config = RsrConfig.from_dict(about["config"])
             named, faithful = about["encoder"], float(about["faithful"])
+            if not -1 <= faithful <= 1:
+                raise ValueError(f"faithful is {faithful}, not a cosine")
             encoder = load_encoder(str(home / "encoder") if named["own"] else named["name"], device=device)
             _check_same(named["fingerprint"], encoder.fingerprint.as_dict(), named["name"])
             refiner = Refiner(config.model)
             refiner.load_state_dict(load_file(home / "refiner.safetensors"))
-            index = None
-            if (home / "index.json").is_file():
-                known = read_json(home / "index.json")
-                vectors = load_file(home / "index.safetensors")["vectors"].numpy()
-                index = SummaryIndex(tuple(known["ids"]), tuple(known["texts"]), vectors)
-        except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
-            raise UserError(f"the model is damaged ({' '.join(str(error).split())[:160]})", home) from None
-        decoder = load_decoder(home / "decoder") if (home / "decoder").is_dir() else None
-        return cls(
+            index = _read_index(home, encoder.dim) if (home / "index.json").is_file() else None
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+            # RecursionError, of JSON that is nested too deeply, is a RuntimeError.
+            what = f"the model is damaged ({' '.join(str(error).split())[:160]})"
+            raise UserError(what, home, "Restore it, or train again") from None
+        made = cls(
             refiner,
             encoder,
             named["name"],
             config,
             index=index,
-            decoder=decoder,
             faithful=faithful,
             cache=cache,
-            device=torch_device(device),
+            device=place,
             trained_on=str(about.get("trained_on", "")),
         )
+        made._decoder_folder = home / "decoder" if (home / "decoder").is_dir() else None
+        return made
 
 
 def model_folder(folder: Path) -> Path:
@@ -305,8 +326,34 @@ def model_folder(folder: Path) -> Path:
 
 
 def torch_device(name: str) -> str:
-    """The device of a refiner: "auto" takes a GPU where there is one; small as it is, nothing else pays."""
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    """The device of a refiner: "auto" takes a GPU where there is one; small as it is, nothing else pays.
+
+    Raises:
+        UserError: for one that is not here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError):  # torch has a fault of its own for each kind
+        raise UserError("this machine has no such device", f"--device {name}", "Use auto or cpu") from None
+    return name
+
+
+def _read_index(home: Path, width: int) -> SummaryIndex:
+    """The index of a saved model; a ``ValueError`` if its files do not fit each other or vectors of ``width``."""
+    from safetensors.torch import load_file
+
+    known = read_json(home / "index.json")
+    ids, texts = known["ids"], known["texts"]
+    vectors = load_file(home / "index.safetensors")["vectors"].numpy()
+    if not all(isinstance(held, list) and all(isinstance(one, str) for one in held) for held in (ids, texts)):
+        raise ValueError("index.json holds something else than texts")
+    if not ids or len(ids) != len(texts) or vectors.shape != (len(ids), width) or vectors.dtype != np.float32:
+        raise ValueError(f"the index has {len(ids)} ids, {len(texts)} texts and vectors {vectors.shape}")
+    if not np.isfinite(vectors).all():
+        raise ValueError("a number of the index is not finite")
+    return SummaryIndex(tuple(ids), tuple(texts), vectors)
 
 
 def cosine(a: Floats, b: Floats) -> float:

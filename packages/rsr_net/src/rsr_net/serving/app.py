@@ -14,12 +14,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.exceptions import HTTPException
 
 from latentlab_shared.errors import RunFailed, UserError
+from rsr_net.data import Example
+from rsr_net.data.stories import make_example
 from rsr_net.inference import Summarizer
 from rsr_net.inference.summary import Mode
 from rsr_net.sample import demo
 
-MAX_CHARACTERS = 100_000  # of one article
+# Of one request, all its texts together: some seconds of work at most.
+MAX_CHARACTERS = 100_000
+MAX_SENTENCES = 1_000
 MAX_TEXTS = 32
+MAX_WAITING = 16  # requests; one more is told to come again
 MAX_BODY_BYTES = 4 * 2**20
 # The page loads nothing from elsewhere and runs only its own script.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
@@ -45,9 +50,8 @@ class SummarizeRequest(BaseModel):
     @field_validator("texts")
     @classmethod
     def _short_enough(cls, texts: list[str] | None) -> list[str] | None:
-        for number, text in enumerate(texts or ()):
-            if len(text) > MAX_CHARACTERS:
-                raise ValueError(f"text {number} has more than {MAX_CHARACTERS} characters")
+        if sum(map(len, texts or ())) > MAX_CHARACTERS:
+            raise ValueError(f"together they have more than {MAX_CHARACTERS} characters")
         return texts
 
 
@@ -60,7 +64,7 @@ def create_app(summarizer: Summarizer) -> FastAPI:
     app = FastAPI(title="rsr-net", docs_url=None, redoc_url=None, openapi_url=None)
     page = files("rsr_net.serving").joinpath("page.html").read_text(encoding="utf-8")
     page = page.replace("%%DEMO%%", _html(demo().article))
-    lock = threading.Lock()
+    lock, places = threading.Lock(), threading.BoundedSemaphore(1 + MAX_WAITING)
 
     @app.middleware("http")
     async def limit_body(request: Request, call_next: Any) -> Any:
@@ -95,23 +99,25 @@ def create_app(summarizer: Summarizer) -> FastAPI:
 
     @app.get("/readyz")
     def readyz() -> dict[str, Any]:
-        modes = ["extract"]
-        modes += ["retrieve"] if summarizer.index is not None else []
-        modes += ["generate"] if summarizer.decoder is not None else []
         return {
             "status": "ready",
             "encoder": summarizer.encoder_name,
             "trained_on": summarizer.trained_on,
-            "modes": modes,
+            "modes": summarizer.modes,
         }
 
     @app.post("/summarize")
-    def summarize(request: SummarizeRequest) -> dict[str, Any]:
+    def summarize(request: SummarizeRequest) -> Any:
         if (request.text is None) == (request.texts is None):
             raise UserError("give either text or texts", "body")
-        given = [request.text] if request.text is not None else request.texts or []
-        with lock:
-            found = summarizer.summarize(given, mode=request.mode, max_sentences=request.max_sentences)
+        if not places.acquire(blocking=False):
+            return _error(503, "busy, try again", {"Retry-After": "1"})
+        try:
+            examples = _examples(request)
+            with lock:
+                found = summarizer.summarize_examples(examples, request.mode, request.max_sentences)
+        finally:
+            places.release()
         records = [summary.to_dict() for summary in found]
         return records[0] if request.text is not None else {"summaries": records}
 
@@ -122,8 +128,20 @@ def create_app(summarizer: Summarizer) -> FastAPI:
     return app
 
 
-def _error(status: int, message: str) -> JSONResponse:
-    return JSONResponse({"error": " ".join(message.split())}, status_code=status)
+def _examples(request: SummarizeRequest) -> list[Example]:
+    """The articles of a request, split into sentences; a ``UserError`` for too many of those."""
+    if request.text is not None:
+        examples = [make_example("text", request.text, [], "text")]
+    else:
+        examples = [make_example(str(n), text, [], f"text {n}") for n, text in enumerate(request.texts or ())]
+    sentences = sum(len(example.sentences) for example in examples)
+    if sentences > MAX_SENTENCES:
+        raise UserError(f"{sentences} sentences, more than {MAX_SENTENCES}", "body", "Summarize it in parts")
+    return examples
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": " ".join(message.split())}, status_code=status, headers=headers)
 
 
 def _html(text: str) -> str:

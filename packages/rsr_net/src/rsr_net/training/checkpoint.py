@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from latentlab_shared.errors import UserError
 from latentlab_shared.files import atomic_path
 from rsr_net.config import RsrConfig
 from rsr_net.model.refiner import Refiner
+from rsr_net.tensor_files import write_tensors
 
 _FILE = Path("checkpoints") / "last" / "state.safetensors"
 
@@ -52,15 +55,12 @@ class Checkpoint:
 
     def save(self, run: Path) -> None:
         """Write ``checkpoints/last/state.safetensors`` below a run folder, whole or not at all."""
-        from safetensors.torch import save_file
-
         tensors: dict[str, Tensor] = {"torch_rng": torch.get_rng_state()}
         for name, model in self._models.items():
             tensors |= {f"{name}/{key}": value.contiguous() for key, value in model.state_dict().items()}
         for index, state in self._optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser/{index}/{key}": value for key, value in state.items()}
-        # The three models share no memory, but equal buffers of one model might: safetensors wants each on its own.
-        tensors = {key: value.detach().cpu().clone() for key, value in tensors.items()}
+        tensors = {key: value.detach().cpu() for key, value in tensors.items()}
         plain = {
             "epoch": self.epoch,
             "updates": self.updates,
@@ -69,8 +69,9 @@ class Checkpoint:
             "numpy_rng": self._rng.bit_generator.state,
             "config": self._config.to_dict(),
         }
+        text = json.dumps(plain)
         with atomic_path(run / _FILE) as temporary:
-            save_file(tensors, temporary, metadata={"run": json.dumps(plain)})
+            write_tensors(temporary, tensors, {"run": text, "sha256": _checksum(text, tensors)})
 
     def load(self, run: Path) -> None:
         """Read what ``save`` wrote; without a checkpoint the run begins at the beginning.
@@ -78,19 +79,10 @@ class Checkpoint:
         Raises:
             UserError: if the file is damaged or of another configuration.
         """
-        from safetensors import SafetensorError, safe_open
-
         path = run / _FILE
         if not path.exists():
             return
-        try:
-            with safe_open(path, "pt") as file:
-                plain: dict[str, Any] = json.loads((file.metadata() or {})["run"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise UserError(f"the checkpoint is damaged ({error})", path, "Start the run again") from None
-        if RsrConfig.from_dict(plain["config"]) != self._config:
-            raise UserError("the checkpoint is of another configuration", path, "Use the settings it began with")
+        plain, tensors = _read(path, self._config)
         for name, model in self._models.items():
             own = {key.removeprefix(f"{name}/"): v for key, v in tensors.items() if key.startswith(f"{name}/")}
             model.load_state_dict(own)
@@ -105,3 +97,40 @@ class Checkpoint:
         self._rng.bit_generator.state = plain["numpy_rng"]
         self.epoch, self.updates = plain["epoch"], plain["updates"]
         self.best_score, self.best_epoch = plain["best_score"], plain["best_epoch"]
+
+
+def check_checkpoint(run: Path, config: RsrConfig) -> None:
+    """Refuse a run folder whose checkpoint cannot be gone on from; one without a checkpoint is fine.
+
+    Raises:
+        UserError: if the checkpoint is damaged or of another configuration.
+    """
+    if (run / _FILE).exists():
+        _read(run / _FILE, config)
+
+
+def _read(path: Path, config: RsrConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The plain values and the tensors of a checkpoint, whole as they were saved."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            held = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        if held["sha256"] != _checksum(held["run"], tensors):
+            raise ValueError("its checksum is wrong")
+        plain: dict[str, Any] = json.loads(held["run"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"the checkpoint is damaged ({error})", path, "Start the run again") from None
+    if RsrConfig.from_dict(plain["config"]) != config:
+        raise UserError("the checkpoint is of another configuration", path, "Use the settings it began with")
+    return plain, tensors
+
+
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of everything in the file: a damaged number could not be told from a trained one."""
+    found = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].contiguous().numpy().tobytes())
+    return found.hexdigest()
