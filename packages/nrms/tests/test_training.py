@@ -357,7 +357,8 @@ def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "one", config, device="cpu")
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one:
-        torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-4)
+        # AdamW divides by the gradient's size, so the rounding of sums shows where gradients are near zero.
+        torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=1e-3)
     rows = [[r for r in RunFolder.read(tmp_path / n).metrics() if "loss" in r] for n in ("one", "two")]
     assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]]
     assert [r["loss"] for r in rows[0]] == pytest.approx([r["loss"] for r in rows[1]], abs=1e-5)
