@@ -188,7 +188,7 @@ def test_the_seeds_network_is_worse_than_the_mean_and_mended_it_is_less_so(vecto
 
 
 def test_the_ablation_compares_each_variant_with_the_recipe_and_goes_on(data, tmp_path, monkeypatch):
-    kept = ("recipe", "one head", "with a retrieval loss")
+    kept = ("recipe", "one head", "no retrieval loss")
     monkeypatch.setattr(ablation, "CHANGES", {name: ablation.CHANGES[name] for name in kept})
     monkeypatch.setattr(ablation.RsrConfig, "default", lambda recipe, width=16: TINY)
     rows = run_ablation(data, tmp_path, encoder="tiny", folds=2)

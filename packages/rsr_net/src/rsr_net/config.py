@@ -112,7 +112,7 @@ class TrainConfig:
         weight_decay: AdamW's, for the parameters that grow with D.
         ema_decay: of the averaged weights, which are the ones kept.
         sentence_dropout: share of the sentences hidden from a training step.
-        contrastive_weight: weight of the in-batch retrieval loss.
+        contrastive_weight: weight of the in-batch retrieval loss: more of it finds more true summaries, at some R².
         patience: epochs without a better validation score before training ends.
         ridge: penalties tried for the closed-form start, relative to the mean square of its inputs.
         cross_fits: parts of the training set for starts that have not seen their own target.
@@ -159,7 +159,7 @@ class RsrConfig:
         if recipe == "seed":
             return cls("seed", ModelConfig(input_dim=input_dim), TrainConfig())
         model = ModelConfig(input_dim=input_dim, hidden_dim=32, latent_dim=16)
-        return cls("rsr", model, TrainConfig(epochs=40, batch_size=64))
+        return cls("rsr", model, TrainConfig(epochs=40, batch_size=64, contrastive_weight=1.0))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -43,7 +43,8 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "eight heads": ({"heads": 8}, {}),
     "no hidden sentences": ({}, {"sentence_dropout": 0.0}),
     "last weights instead of averaged": ({}, {"ema_decay": 0.0}),
-    "with a retrieval loss": ({}, {"contrastive_weight": 0.02}),
+    "no retrieval loss": ({}, {"contrastive_weight": 0.0}),
+    "a fifth of the retrieval loss": ({}, {"contrastive_weight": 0.2}),
 }
 FULL_ONLY = "without the short articles"
 # The seed's own network: epochs, and whether its norm and loss are mended.
