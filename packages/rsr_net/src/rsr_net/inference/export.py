@@ -24,7 +24,7 @@ from rsr_net.tensor_files import write_tensors
 INPUTS = ("doc", "lead", "sentences")
 OUTPUTS = ("y", "quality", "attention", "residuals")
 TOLERANCE = 1e-4  # of probabilities and shares; of the vector's largest number
-_CHECKED = (1, 2, 7, 40)  # sentences of the articles that are compared
+_CHECKED = (1, 2, 7, 40, 300)  # sentences of the articles that are compared
 
 
 class PlainRefiner(nn.Module):
