@@ -95,11 +95,14 @@ eval-rsr: install ## Evaluate the model that train-rsr wrote
 serve-rsr: install ## Serve the model that train-rsr wrote, with its page, on loopback
 	$(RUN) rsr-net serve --model runs/rsr_net/$(PROFILE) $(ARGS)
 
-train-nrms: install ## Train nrms (PROFILE=sample: under two minutes; PROFILE=full: the paper's sizes, ARGS="--data MIND")
-	$(RUN) nrms train --profile $(PROFILE) $(ARGS)
+NRMS_DATA := $(if $(filter full,$(PROFILE)),--data data/mind-small)
+train-nrms: install ## Train nrms (PROFILE=sample: under two minutes; PROFILE=full: MIND-small)
+	$(if $(NRMS_DATA),$(RUN) nrms prepare --source MINDsmall --output-dir data/mind-small)
+	$(RUN) nrms train --profile $(PROFILE) $(NRMS_DATA) --output-dir runs/nrms/$(PROFILE) \
+	  $(if $(NRMS_DATA),,--overwrite) $(ARGS)
 
 eval-nrms: install ## Evaluate the model that train-nrms wrote
-	$(RUN) nrms evaluate --model runs/nrms/$(PROFILE) $(ARGS)
+	$(RUN) nrms evaluate --model runs/nrms/$(PROFILE) $(NRMS_DATA) $(ARGS)
 
 serve-nrms: install ## Serve the model that train-nrms wrote, with its page, on loopback
 	$(RUN) nrms serve --model runs/nrms/$(PROFILE) $(ARGS)

@@ -95,8 +95,7 @@ def _nrms(folder: Path) -> System:
             f"{item['score']:+.2f}  {item['title']}\n       because of: {item['reasons'][0]['title']}"
             for item in made["items"]
         ]
-        read = dict.fromkeys(reason["title"] for item in made["items"] for reason in item["reasons"])
-        return "\n".join(read), "\n".join(answer)
+        return "\n".join(read["title"] for read in made["attention"]), "\n".join(answer)
 
     return System(
         "nrms",

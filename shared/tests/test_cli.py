@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from latentlab_shared.errors import UserError
+
 PROGRAM = '''
 from typing import Annotated
 import typer
@@ -205,3 +207,13 @@ def test_threads_that_wait_do_not_spin(monkeypatch):
     with pytest.raises(SystemExit):
         cli.run(cli.new_app("demo-net", "latentlab-shared", "A demonstration."), "demo-net", ["--version"])
     assert os.environ.pop("OMP_WAIT_POLICY") == "PASSIVE"
+
+
+def test_a_closed_stdout_is_no_fault(program):
+    done = subprocess.run(f"{sys.executable} {program} train >&-", shell=True, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.strip() == "a log line"
+
+
+def test_an_error_cannot_command_the_terminal():
+    error = UserError("has \x1b[31mred\x1b[0m words", "a\u202eb\nc.txt")
+    assert str(error) == "a\ufffdb c.txt: has \ufffd[31mred\ufffd[0m words"

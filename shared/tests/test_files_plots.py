@@ -42,7 +42,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xff", b""])
+@pytest.mark.parametrize("content", [b"{", b"\xff\xff", b"", b"[" * 10**5, b"1" * 5000])
 def test_bad_json_names_the_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.json").write_bytes(content)
     with pytest.raises(UserError, match=r"bad\.json"):

@@ -55,7 +55,7 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML or JSON 
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value; may be given many times.", metavar="K=V")]
 OutputDir = Annotated[Path | None, typer.Option("--output-dir", "-o", help="Folder to write to.")]
 Resume = Annotated[Path | None, typer.Option("--resume", help="Go on in this run folder.", metavar="DIR")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of every random choice.")]
 Device = Annotated[DeviceName, typer.Option("--device", help="Where to compute.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Read at most this many examples.", metavar="N")]
 Host = Annotated[str, typer.Option("--host", help="Address to listen on.")]
@@ -294,6 +294,9 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> 
     """Run the application and leave with its exit code; a usage mistake is one line and exit code 2."""
     # Read when torch is first imported: threads that spin while they wait cost ten times the work on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for closed in ("stdout", "stderr"):  # closed by the caller
+        if getattr(sys, closed) is None:
+            setattr(sys, closed, open(os.devnull, "w"))  # noqa: SIM115  (open until the end)
     for stream in (sys.stdin, sys.stdout, sys.stderr):  # text is UTF-8, whatever the locale says
         if hasattr(stream, "reconfigure") and (stream.encoding or "").lower().replace("-", "") != "utf8":
             stream.reconfigure(encoding="utf-8")

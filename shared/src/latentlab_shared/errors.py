@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+_CONTROLS = dict.fromkeys(
+    [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"
+)
+
+
+def printable(text: str) -> str:
+    """A text on one line, with nothing that a terminal would obey: controls and changes of direction."""
+    return " ".join(text.split()).translate(_CONTROLS)
+
 
 class UserError(Exception):
     """Wrong input or configuration: one line for the user, exit code 2, nothing written.
@@ -21,7 +30,7 @@ class UserError(Exception):
     def __str__(self) -> str:
         line = f"{self.where}: {self.what}" if self.where else self.what
         line = f"{line}. {self.fix}" if self.fix else line
-        return " ".join(line.split())
+        return printable(line)
 
 
 class RunFailed(UserError):

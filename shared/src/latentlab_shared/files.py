@@ -112,6 +112,8 @@ def read_json(path: Path) -> Any:
         raise UserError(f"not UTF-8 text (byte {error.start})", path) from None
     except json.JSONDecodeError as error:
         raise UserError(f"not valid JSON ({error.msg}, column {error.colno})", f"{path}:{error.lineno}") from None
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
+        raise UserError(f"not JSON that can be read ({str(error)[:80]})", path) from None
 
 
 def sha256_file(path: Path) -> str:
