@@ -108,7 +108,7 @@ def test_wheels_name_no_folder_and_install(clone: Path, constraint: Path, tmp_pa
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
             (name,) = [n for n in archive.namelist() if n.endswith("METADATA")]
-            assert b"file:" not in archive.read(name)
+            assert b"file://" not in archive.read(name)
             assert not [n for n in archive.namelist() if "/tests/" in n]
     python = clean_environment(tmp_path / "env")
     names = [member.name for member in PACKAGES]
