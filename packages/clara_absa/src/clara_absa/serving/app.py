@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from clara_absa.inference import AspectSentiment
 from clara_absa.sample.generator import demo
 from latentlab_shared.errors import RunFailed, UserError
+from latentlab_shared.serving import serve_app
 
 MAX_CHARACTERS = 4000  # of one text
 MAX_TEXTS = 64
@@ -160,20 +161,4 @@ def serve(
     Raises:
         UserError: if the port is taken or the address is not this machine's.
     """
-    import socket
-
-    import uvicorn
-
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise UserError(f"cannot listen here ({error.strerror})", f"{host}:{port}", "Choose another --port") from None
-    listener.listen(128)
-    settings = uvicorn.Config(create_app(answerer), log_level="warning", access_log=False, timeout_graceful_shutdown=10)
-    name = f"[{host}]" if ":" in host else host
-    log(f"http://{name}:{listener.getsockname()[1]}/ (Ctrl-C stops)")
-    uvicorn.Server(settings).run(sockets=[listener])
+    serve_app(create_app(answerer), host, port, log)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.exceptions import HTTPException
 
 from latentlab_shared.errors import RunFailed, UserError
+from latentlab_shared.serving import serve_app
 from rsr_net.data import Example
 from rsr_net.data.stories import make_example
 from rsr_net.inference import Summarizer
@@ -162,21 +163,4 @@ def serve(
     Raises:
         UserError: if the port is taken or the address is not this machine's.
     """
-    import socket
-
-    import uvicorn
-
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise UserError(f"cannot listen here ({error.strerror})", f"{host}:{port}", "Choose another --port") from None
-    listener.listen(128)
-    app = create_app(summarizer)
-    settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10)
-    name = f"[{host}]" if ":" in host else host
-    log(f"http://{name}:{listener.getsockname()[1]}/ (Ctrl-C stops)")
-    uvicorn.Server(settings).run(sockets=[listener])
+    serve_app(create_app(summarizer), host, port, log)

@@ -1,0 +1,38 @@
+"""An HTTP application on a socket of this machine, until it is told to stop."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from latentlab_shared.errors import UserError
+
+
+def serve_app(app: Any, host: str, port: int, log: Callable[[str], None] = lambda _: None) -> None:
+    """Serve until Ctrl-C or SIGTERM; requests in hand are answered first. Needs the package ``uvicorn``.
+
+    Args:
+        app: an ASGI application.
+        host: address to listen on.
+        port: 0 takes a free one.
+        log: told the address when the server is ready.
+
+    Raises:
+        UserError: if the port is taken or the address is not this machine's.
+    """
+    import uvicorn
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise UserError(f"cannot listen here ({error.strerror})", f"{host}:{port}", "Choose another --port") from None
+    listener.listen(128)
+    settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10)
+    name = f"[{host}]" if ":" in host else host
+    log(f"http://{name}:{listener.getsockname()[1]}/ (Ctrl-C stops)")
+    uvicorn.Server(settings).run(sockets=[listener])
