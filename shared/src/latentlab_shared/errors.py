@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-_CONTROLS = dict.fromkeys(
+# What a terminal would obey, or what would break a line: controls, line separators, changes of direction.
+CONTROLS = dict.fromkeys(
     [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"
 )
 
 
 def printable(text: str) -> str:
     """A text on one line, with nothing that a terminal would obey: controls and changes of direction."""
-    return " ".join(text.split()).translate(_CONTROLS)
+    return " ".join(text.split()).translate(CONTROLS)
 
 
 class UserError(Exception):

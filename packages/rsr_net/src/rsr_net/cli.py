@@ -24,7 +24,7 @@ from latentlab_shared.cli import (
     table,
     verb,
 )
-from latentlab_shared.errors import UserError
+from latentlab_shared.errors import CONTROLS, UserError
 
 if TYPE_CHECKING:
     from rsr_net.data import Example
@@ -35,11 +35,6 @@ app = new_app("rsr-net", "latentlab-rsr-net", "Summaries by refining an embeddin
 SAMPLE_RUN = Path("runs/rsr_net/sample")
 FOLDS = 5
 MAX_SEED = 2**32 - 1  # `config.MAX_SEED`, whose module is not imported for --help
-# What a terminal would obey, or what would break a line: controls, line separators, changes of direction.
-_CONTROLS = dict.fromkeys(
-    [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"
-)
-
 Data = Annotated[str, typer.Option("--data", help="sample, hub:NAME, a file or a folder.", envvar="RSR_NET_DATA")]
 Model = Annotated[Path, typer.Option("--model", "-m", help="A run folder, or a saved model.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count malformed rows and go on.")]
@@ -271,7 +266,7 @@ def _explanation(summary: Summary) -> Any:
 
 def _shown(text: str) -> str:
     """A text as it may be printed: on one line, and nothing for a terminal to obey."""
-    return text.translate(_CONTROLS)
+    return text.translate(CONTROLS)
 
 
 def _short(sentence: str, width: int = 100) -> str:
