@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,15 @@ TINY = NrmsConfig(
     train=TrainConfig(epochs=2, batch_size=16, learning_rate=1e-2, patience=0, log_every=2),
 )
 SMALL_SAMPLE = SampleConfig(articles=120, users=20, train=60, dev=20, candidates=8)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Sums of several threads are rounded in another order: "the same bits" means with the same number of them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

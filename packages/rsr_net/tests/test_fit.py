@@ -49,6 +49,15 @@ def config(**train):
     return RsrConfig.from_dict({"model": model, "train": {"batch_size": 16, "cross_fits": 3, **train}})
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Sums of several threads are rounded in another order: "the same" means with the same number of them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def same(one, other):
     """Whether two models are equal to the bit."""
     ours, theirs = one.state_dict(), other.state_dict()
