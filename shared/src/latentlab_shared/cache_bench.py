@@ -410,6 +410,8 @@ def _measure_one(
     chosen = [row // store.share for row in chosen[:: store.share]]
     asked, out = [texts[row] for row in chosen], np.empty_like(vectors)
     gc.collect()
+    if hasattr(os, "sync"):
+        os.sync()  # what the store before has left to write would be written in this one's time
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
         wall, cpu = time.perf_counter(), time.process_time()
