@@ -10,12 +10,12 @@ import pytest
 import uvicorn
 from factory import make_news
 
+from latentlab_shared.serving import listen
 from nrms.model.folder import LoadedModel
 from nrms.server.app import create_app
 from nrms.server.article_recommender.calculate_embeddings import embed_pending
 from nrms.server.settings import Settings
 from nrms.server.store import Store
-from nrms.server.workers import listen
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

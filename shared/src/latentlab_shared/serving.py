@@ -23,16 +23,32 @@ def serve_app(app: Any, host: str, port: int, log: Callable[[str], None] = lambd
     """
     import uvicorn
 
+    listener = listen(host, port)
+    settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10)
+    log(f"{address_of(listener)} (Ctrl-C stops)")
+    uvicorn.Server(settings).run(sockets=[listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; port 0 takes a free one.
+
+    Raises:
+        UserError: if the port is taken or the address is not this machine's.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named because asyncio sends small packets at once only where it is: else answers wait 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
         raise UserError(f"cannot listen here ({error.strerror})", f"{host}:{port}", "Choose another --port") from None
-    listener.listen(128)
-    settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10)
-    name = f"[{host}]" if ":" in host else host
-    log(f"http://{name}:{listener.getsockname()[1]}/ (Ctrl-C stops)")
-    uvicorn.Server(settings).run(sockets=[listener])
+    listener.listen(512)
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """The URL of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"

@@ -17,7 +17,8 @@ from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from latentlab_shared.errors import RunFailed, UserError
+from latentlab_shared.errors import RunFailed
+from latentlab_shared.serving import address_of, listen
 from nrms.server.settings import Settings
 from nrms.server.store import Store
 
@@ -52,32 +53,13 @@ def serve(
     settings = replace(settings, database=store.database.url)
     store.close()
     listener = listen(host, port)
-    name = f"[{host}]" if ":" in host else host
-    log(f"http://{name}:{listener.getsockname()[1]}/ (Ctrl-C stops)")
+    listener.set_inheritable(True)
+    log(f"{address_of(listener)} (Ctrl-C stops)")
     with listener:
         if workers == 1:
             run_worker(settings, listener)
         else:
             _Supervisor(settings, listener, workers).run()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        UserError: if the port is taken or the address is not this machine's.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise UserError(f"cannot listen here ({error.strerror})", f"{host}:{port}", "Choose another --port") from None
-    listener.listen(512)
-    listener.set_inheritable(True)
-    return listener
 
 
 def run_worker(settings: Settings, listener: socket.socket) -> None:
