@@ -62,7 +62,8 @@ def test_help_is_quick_to_load_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-VERBS = ["prepare", "train", "evaluate", "baselines", "predict", "summarize", "attention", "serve", "export", "bench"]
+VERBS = ["prepare", "train", "evaluate", "ablate", "baselines", "predict", "summarize", "attention"]
+VERBS += ["serve", "export", "bench"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -137,6 +138,24 @@ def test_baselines_need_no_model(tmp_path):
     assert held["command"].startswith("seq2seq-keras baselines --data sample") and str(tmp_path) not in json.dumps(held)
 
 
+def test_ablate_trains_each_variant_once(tmp_path):
+    names = ["seed", "pointer", "with coverage"]
+    call = ["ablate", *FAST, "--texts", "5", "--table", "a.json", "-o", "runs"]
+    call += [word for name in names for word in ("--variant", name)]
+    found = json.loads(s2s(*call, "--json", cwd=tmp_path).stdout)["results"]
+    assert [row["name"] for row in found] == names
+    held = {name: json.loads((tmp_path / "runs" / name / "config.json").read_text()) for name in ("seed", "pointer")}
+    assert not held["seed"]["settings"]["model"]["mask"] and held["pointer"]["settings"]["model"]["pointer"]
+    stamps = {f: f.stat().st_mtime_ns for f in tmp_path.glob("runs/*/model/model.safetensors")}
+    again = s2s(*call, "--json", cwd=tmp_path)
+    assert json.loads(again.stdout)["results"] == found and len(stamps) == 3
+    assert {f: f.stat().st_mtime_ns for f in stamps} == stamps, "a finished variant was trained again"
+    rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == [*names, "lead-13"]
+    other = s2s("ablate", *FAST, "--seed", "5", "--variant", "seed", "-o", "runs", cwd=tmp_path, code=2)
+    assert "other data or settings" in other.stderr
+
+
 def test_attention_is_drawn(home):
     found = json.loads(s2s("attention", "--demo", "-o", "drawn", "--json", cwd=home).stdout)
     assert found["files"] == ["drawn/attention.png", "drawn/copied.png"]
@@ -165,6 +184,9 @@ def test_export_compares(home):
         (["evaluate", "--model", "absent"], "no such run folder"),
         (["export", "--format", "h5"], "not a format"),
         (["bench", "--part", "sing"], "not a part"),
+        (["ablate", "--variant", "bigger"], "not a variant"),
+        (["summarize", "article.txt", "--device", "cuda"], "finds no GPU"),
+        (["summarize", "article.txt", "--device", "tpu"], "Invalid value for '--device'"),
         (["prepare", "--labels", "good", "-o", "never"], "not a kind of label"),
         (["train", "--epochs", "3"], "No such option"),
     ],
@@ -178,6 +200,16 @@ def test_mistakes_are_one_line_and_write_nothing(home, arguments, said):
 def test_a_run_of_another_name_is_not_overwritten(home):
     s2s("train", *FAST, "-q", "-o", "mine", cwd=home)
     assert "not empty" in s2s("train", *FAST, "-q", "-o", "mine", cwd=home, code=2).stderr
+
+
+def test_a_run_whose_data_changed_is_not_resumed(tmp_path):
+    file = tmp_path / "a.jsonl"
+    rows = [json.dumps({"id": str(i), "text": e.text, "summary": e.summary}) for i, e in enumerate(generate(80, 9))]
+    file.write_text("\n".join(rows))
+    s2s("train", "--data", "a.jsonl", *FAST[2:], "-q", "-o", "run", cwd=tmp_path)
+    file.write_text("\n".join(rows[:-1]))
+    said = one_line(s2s("train", "--resume", "run", cwd=tmp_path, code=2))
+    assert "the data is not what the run began with" in said
 
 
 @pytest.mark.slow

@@ -1,4 +1,9 @@
-"""The API through its test client."""
+"""The API through its test client, and its page in a browser before a real server."""
+
+import os
+import shutil
+import subprocess
+import sys
 
 import keras
 import pytest
@@ -76,3 +81,67 @@ def test_the_page_holds_the_demo_and_loads_nothing(client):
     answer = client.get("/")
     assert TEXT[:40] in answer.text and "%%" not in answer.text
     assert "default-src 'none'" in answer.headers["content-security-policy"] and "http://" not in answer.text
+
+
+# -- a real server ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def address(summarizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    summarizer.save(folder)
+    call = [sys.executable, "-m", "seq2seq_keras.cli", "serve", "--model", str(folder), "--port", "0"]
+    process = subprocess.Popen(call, stderr=subprocess.PIPE, text=True)
+    line = process.stderr.readline()
+    assert line.startswith("http://127.0.0.1:"), line + process.stderr.read()
+    yield line.split("/ ")[0]
+    process.terminate()
+    assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_page_in_chromium(address, summarizer, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    path = os.environ.get("LATENTLAB_CHROMIUM", found)
+    if path is None:
+        pytest.skip("there is no Chromium (set LATENTLAB_CHROMIUM to its path)")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=path, args=[*flags, "--disable-component-update"])
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        faults, foreign = [], []
+        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda request: None if request.url.startswith(address) else foreign.append(request.url))
+        page.goto(address + "/")
+        page.locator("#model", has_text="parameters, pointer").wait_for()
+
+        page.select_option("#beam", "1")
+        page.click("#go")
+        page.wait_for_selector("#summary span")
+        summary = summarizer.summarize(TEXT)
+        assert page.locator("#summary span").all_text_contents() == list(summary.words)
+        assert page.locator("#read span").all_text_contents() == list(summary.source)
+        page.hover("#summary span")
+        tinted = "[...document.querySelectorAll('#read span')].filter((s) => s.style.backgroundColor).length"
+        assert page.evaluate(tinted) == len(summary.source)
+        page.mouse.move(0, 0)
+        assert page.evaluate(tinted) == 0
+        for width in (1200, 390):  # nothing runs off the page
+            page.set_viewport_size({"width": width, "height": 900})
+            page.screenshot(path=tmp_path / f"page-{width}.png", full_page=True)
+            wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+            assert wide[0] <= wide[1]
+
+        page.fill("#text", "<script>document.title = 'run'</script> <img src=x onerror=alert(1)> Two things happened.")
+        page.keyboard.press("Control+Enter")
+        page.locator("#read", has_text="happened").wait_for()
+        assert page.locator("#read img, #summary script").count() == 0 and page.title() == "seq2seq-keras"
+        page.fill("#text", " ... ")
+        page.click("#go")
+        page.wait_for_selector("#error:not([hidden])")
+        assert "no words to summarize" in page.text_content("#error")
+        assert [fault for fault in faults if "422" not in fault] == [] and foreign == []
+        browser.close()

@@ -12,6 +12,8 @@ import typer
 
 from latentlab_shared.cli import (
     ConfigFile,
+    Device,
+    DeviceName,
     Host,
     Limit,
     Output,
@@ -28,7 +30,6 @@ from latentlab_shared.cli import (
 from latentlab_shared.errors import UserError
 
 if TYPE_CHECKING:
-    from seq2seq_keras.config import DecodeConfig
     from seq2seq_keras.inference import Summary
 
 app = new_app("seq2seq-keras", "latentlab-seq2seq-keras", "One-sentence summaries from scratch, in Keras 3.")
@@ -41,6 +42,7 @@ Split = Annotated[str, typer.Option("--split", help="auto, files, date or hash."
 TextColumn = Annotated[str, typer.Option("--text-column", help="Column of a table; else the usual names.")]
 SummaryColumn = Annotated[str, typer.Option("--summary-column", help="Column of a table; else the usual names.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count malformed rows and go on.")]
+Beam = Annotated[int | None, typer.Option("--beam", min=1, max=64, help="Width, 1 is greedy; else the run's own.")]
 Demo = Annotated[bool, typer.Option("--demo", help="Use the built-in item.")]
 Source = Annotated[
     str | None,
@@ -49,8 +51,8 @@ Source = Annotated[
 
 
 @contextmanager
-def _tensorflow() -> Iterator[None]:
-    """Import TensorFlow without the lines that its libraries write to stderr while they load."""
+def _tensorflow(device: DeviceName = DeviceName.auto) -> Iterator[None]:
+    """Import TensorFlow without the lines that its libraries write to stderr while they load; choose the device."""
     import os
 
     saved = os.dup(2)
@@ -58,10 +60,12 @@ def _tensorflow() -> Iterator[None]:
     os.dup2(nowhere, 2)
     try:
         import seq2seq_keras.model.seq2seq  # noqa: F401
+        from seq2seq_keras.model.device import use_device
     finally:
         os.dup2(saved, 2)
         os.close(saved)
         os.close(nowhere)
+    use_device(device.value)
     yield
 
 
@@ -113,18 +117,29 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw an earlier run in the folder away.")] = False,
     track: Annotated[list[str] | None, typer.Option("--track", help="tensorboard.")] = None,
     cache_dir: Annotated[Path | None, typer.Option("--cache-dir", help="Keep encoded texts in this folder.")] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, max=64, help="Processes that train together; on machines: TF_CONFIG.")
+    ] = 1,
+    device: Device = DeviceName.auto,
     seed: Seed = 0,
     limit: Limit = None,
     skip_bad: SkipBad = False,
 ) -> None:
     """Train a summarizer into a run folder; with no options on built-in items, in a few minutes."""
+    import os
+
     from seq2seq_keras.pipeline import RUNS, RunSettings, train_run
+
+    if workers > 1 and "TF_CONFIG" not in os.environ:
+        from seq2seq_keras.workers import launch
+
+        raise typer.Exit(launch(workers, [sys.executable, "-m", "seq2seq_keras.cli", *sys.argv[1:]]))
 
     given = config or sets or data != "sample" or limit or output_dir or overwrite or text_column or summary_column
     if resume and given:
         raise UserError("the run keeps its own data and settings", "--resume", "Leave the other options out")
     folder = resume or output_dir or RUNS / preset
-    with _tensorflow():
+    with _tensorflow(device):
         found = train_run(
             folder,
             RunSettings(data, split, text_column, summary_column, limit, skip_bad),
@@ -133,14 +148,15 @@ def train(
             overrides=sets or (),
             seed=seed,
             resume=resume is not None,
-            # The quickstart is run again and again: its own folder, and nothing else, is replaced without asking.
-            overwrite=overwrite or (folder == DEFAULT_RUN and data == "sample"),
+            # The quickstart is run again and again: its own folder, once it is finished, is replaced without asking.
+            overwrite=overwrite or (folder == DEFAULT_RUN and data == "sample" and (folder / "model").is_dir()),
             track=track or (),
             cache_dir=cache_dir,
             log=out.log,
         )
-    out.log(f"the model is in {folder}; try: seq2seq-keras summarize --demo --model {folder}")
-    out.result(found, table([found]))
+    if found:  # empty for all workers but the first
+        out.log(f"the model is in {folder}; try: seq2seq-keras summarize --demo --model {folder}")
+        out.result(found, table([found]))
 
 
 @verb(app)
@@ -150,18 +166,19 @@ def evaluate(
     data: Annotated[str | None, typer.Option("--data", help="Another source than the run's own.")] = None,
     part: Annotated[str, typer.Option("--part", help="test or valid.")] = "test",
     protocol: Annotated[str, typer.Option("--protocol", help="repaired, or the seed's references.")] = "repaired",
-    beam: Annotated[int | None, typer.Option("--beam", min=1, max=64, help="Width; the run's own by default.")] = None,
+    beam: Beam = None,
     output_dir: OutputDir = None,
     table_file: Annotated[
         Path | None, typer.Option("--table", help="Results table to write or to add this model to.")
     ] = None,
     name: Annotated[str, typer.Option("--name", help="Of the model in the table.")] = "model",
+    device: Device = DeviceName.auto,
     limit: Limit = None,
 ) -> None:
     """Measure a model on held-out texts, baselines beside it; writes results.json, plots and report.html."""
     from seq2seq_keras.pipeline import evaluate_run
 
-    with _tensorflow():
+    with _tensorflow(device):
         found = evaluate_run(
             model,
             data=data,
@@ -195,6 +212,44 @@ def evaluate(
 
 
 @verb(app)
+def ablate(
+    out: Output,
+    data: Data = "sample",
+    split: Split = "auto",
+    text_column: TextColumn = "",
+    summary_column: SummaryColumn = "",
+    variant: Annotated[
+        list[str] | None, typer.Option("--variant", help="seed, masked, pointer, ...; may be given many times.")
+    ] = None,
+    sets: Sets = None,
+    output_dir: OutputDir = None,
+    texts: Annotated[int | None, typer.Option("--texts", min=1, help="Held-out texts to score.")] = None,
+    table_file: Annotated[Path | None, typer.Option("--table", help="Results table to write.")] = None,
+    device: Device = DeviceName.auto,
+    seed: Seed = 0,
+    limit: Limit = None,
+) -> None:
+    """Train and evaluate variants, one change at a time; finished ones are kept, interrupted ones go on."""
+    from seq2seq_keras.pipeline import RUNS, RunSettings
+
+    asked = RunSettings(data, split, text_column, summary_column, limit)
+    with _tensorflow(device):
+        from seq2seq_keras.ablation import VARIANTS
+        from seq2seq_keras.ablation import ablate as train_variants
+
+        folder = output_dir or RUNS / "ablation"
+        names = variant or tuple(VARIANTS)
+        try:
+            rows = train_variants(
+                folder, asked, names, overrides=sets or (), seed=seed, texts=texts, table=table_file, log=out.log
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("finished variants are kept; the same command goes on") from None
+    columns = ("name", "f1", "rouge1", "rouge2", "rougeL", "distinct", "repeated_bigrams", "parameters", "epochs")
+    out.result({"results": rows}, table([{"name": row["name"], **row["metrics"]} for row in rows], columns))
+
+
+@verb(app)
 def baselines(
     out: Output,
     data: Data = "sample",
@@ -222,22 +277,18 @@ def _predict(
     source: Source = None,
     demo: Demo = False,
     model: Model = DEFAULT_RUN,
-    beam: Annotated[int, typer.Option("--beam", min=1, max=64, help="1 is greedy.")] = 1,
+    beam: Beam = None,
     n_best: Annotated[int, typer.Option("--n-best", min=1, max=64, help="Summaries of each text.")] = 1,
-    min_length: Annotated[int, typer.Option("--min-length", min=0, help="Words at least.")] = 1,
-    max_length: Annotated[int, typer.Option("--max-length", min=0, help="Words at most; 0: as trained.")] = 0,
+    min_length: Annotated[int | None, typer.Option("--min-length", min=0, help="Words at least.")] = None,
+    max_length: Annotated[int | None, typer.Option("--max-length", min=0, help="Words at most; 0: as trained.")] = None,
+    device: Device = DeviceName.auto,
     limit: Limit = None,
     skip_bad: SkipBad = False,
 ) -> None:
     """Summarize a file, a folder or table of texts (one line each), or stdin."""
-    from seq2seq_keras.config import DecodeConfig
-
     texts, many = _texts(source, demo, limit, skip_bad, out)
-    try:
-        config = DecodeConfig(beam=max(beam, n_best), n_best=n_best, min_length=min_length, max_length=max_length)
-    except ValueError as error:
-        raise UserError(str(error), "seq2seq-keras summarize") from None
-    summaries = _summarize(model, [text for _, text in texts], config)
+    given = {"beam": beam, "n_best": n_best, "min_length": min_length, "max_length": max_length}
+    summaries = _summarize(model, [text for _, text in texts], device, given)
     if many and out.json:
         named = zip(texts, summaries, strict=True)
         out.result({"summaries": [{"id": name, **s.to_dict()} for (name, _), s in named]})
@@ -252,11 +303,22 @@ verb(app, "summarize")(_predict)
 verb(app, "predict")(_predict)
 
 
-def _summarize(model: Path, texts: list[str], config: DecodeConfig) -> list[Summary]:
-    with _tensorflow():
+def _summarize(model: Path, texts: list[str], device: DeviceName, given: dict[str, int | None]) -> list[Summary]:
+    """Summaries by the model's own settings, with those that are given on the command line over them."""
+    from dataclasses import replace
+
+    with _tensorflow(device):
         from seq2seq_keras.inference import Summarizer
 
-        return Summarizer.load(model).summarize(texts, config)
+        summarizer = Summarizer.load(model)
+        own = replace(summarizer.settings.decode, n_best=1)
+        changes = {key: value for key, value in given.items() if value is not None}
+        changes["beam"] = max(changes.get("beam", own.beam), changes.get("n_best", 1))
+        try:
+            config = replace(own, **changes)
+        except ValueError as error:
+            raise UserError(str(error), "seq2seq-keras summarize") from None
+        return summarizer.summarize(texts, config)
 
 
 def _texts(
@@ -287,12 +349,11 @@ def attention(
     demo: Demo = False,
     model: Model = DEFAULT_RUN,
     output_dir: OutputDir = None,
+    device: Device = DeviceName.auto,
 ) -> None:
     """Draw what each word of a summary looked at, and how far it was copied, as PNG."""
-    from seq2seq_keras.config import DecodeConfig
-
     texts, _ = _texts(source, demo, 1, False, out)
-    summary = _summarize(model, [texts[0][1]], DecodeConfig())[0]
+    summary = _summarize(model, [texts[0][1]], device, {})[0]
     from seq2seq_keras.evaluation.report import attention_plot, copy_plot
 
     folder = output_dir or Path("plots/seq2seq_keras")
@@ -337,6 +398,7 @@ def bench(
         list[str] | None, typer.Option("--part", help="decode, beam or train; may be given many times.")
     ] = None,
     table_file: Annotated[Path | None, typer.Option("--table", help="Results table to write.")] = None,
+    device: Device = DeviceName.auto,
     seed: Seed = 0,
 ) -> None:
     """Measure decoding beside the seed's per-token loop, beam beside greedy, and training speed."""
@@ -344,7 +406,7 @@ def bench(
     for name in part or ():
         if name not in known:
             raise UserError(f"{name!r} is not a part", "--part", f"Use one of: {', '.join(known)}")
-    with _tensorflow():
+    with _tensorflow(device):
         from seq2seq_keras.bench import run_bench
 
         rows = run_bench(repeats=repeats, seed=seed, parts=part or known, log=out.log)
@@ -358,9 +420,15 @@ def bench(
 
 
 @verb(app)
-def serve(out: Output, model: Model = DEFAULT_RUN, host: Host = "127.0.0.1", port: Port = 8000) -> None:
+def serve(
+    out: Output,
+    model: Model = DEFAULT_RUN,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    device: Device = DeviceName.auto,
+) -> None:
     """Serve the API and its page until Ctrl-C."""
-    with _tensorflow():
+    with _tensorflow(device):
         from seq2seq_keras.inference import Summarizer
         from seq2seq_keras.serving.app import serve
 

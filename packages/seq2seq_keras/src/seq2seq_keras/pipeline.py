@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from seq2seq_keras.config import PRESETS, Settings
 from seq2seq_keras.data import Account, Columns, Example, read_parts
 from seq2seq_keras.data.encode import build_vocabulary, encode_pairs, with_labels
 from seq2seq_keras.data.readers import digest
+from seq2seq_keras.workers import join
 
 if TYPE_CHECKING:
     from seq2seq_keras.inference.summarizer import Summarizer
@@ -69,6 +71,16 @@ def settings_of(run: Path) -> RunSettings:
     return from_dict(RunSettings, RunFolder.read(run).config, run / "config.json")
 
 
+def preset_settings(
+    preset: str, config_file: Path | None = None, overrides: Iterable[str] = (), seed: int = 0
+) -> Settings:
+    """A preset with a file's keys over it, and ``key=value`` over those."""
+    if preset not in PRESETS:
+        raise UserError(f"{preset!r} is not a preset", "--preset", f"Use one of: {', '.join(PRESETS)}")
+    base = PRESETS[preset]
+    return load_config(Settings, config_file, overrides, replace(base, train=replace(base.train, seed=seed)))
+
+
 def train_run(
     output: Path,
     asked: RunSettings,
@@ -107,11 +119,7 @@ def train_run(
     if resume:
         asked = settings_of(output)
     else:
-        if preset not in PRESETS:
-            raise UserError(f"{preset!r} is not a preset", "--preset", f"Use one of: {', '.join(PRESETS)}")
-        base = PRESETS[preset]
-        base = replace(base, train=replace(base.train, seed=seed))
-        asked = replace(asked, settings=load_config(Settings, config_file, overrides, base))
+        asked = replace(asked, settings=preset_settings(preset, config_file, overrides, seed))
     settings, account = asked.settings, Account()
     parts = read_run_parts(asked, account)
     if not parts["valid"]:
@@ -122,6 +130,12 @@ def train_run(
     train = encode_pairs(parts["train"], vocabulary, settings.data, cache_dir)
     valid = encode_pairs(parts["valid"], vocabulary, settings.data, cache_dir)
 
+    hashes = {f"{asked.data} ({part})": digest(examples) for part, examples in parts.items()}
+    if resume and (began := read_json(output / "environment.json")["data"]) != hashes:
+        changed = ", ".join(name for name in hashes if began.get(name) != hashes[name]) or "its parts"
+        raise UserError(f"the data is not what the run began with: {changed}", output, "Start a new run")
+    workers = join()
+
     import keras
 
     from seq2seq_keras.inference.summarizer import Summarizer
@@ -129,9 +143,14 @@ def train_run(
     from seq2seq_keras.training import fit
 
     keras.utils.set_random_seed(settings.train.seed)
-    model = Seq2Seq(len(vocabulary), settings.model)
+    with workers.strategy.scope() if workers else nullcontext():
+        model = Seq2Seq(len(vocabulary), settings.model)
     log(f"{model.count_params():,} parameters, a vocabulary of {len(vocabulary):,}")
-    hashes = {f"{asked.data} ({part})": digest(examples) for part, examples in parts.items()}
+    strategy, shard = (workers.strategy, (workers.index, workers.count)) if workers else (None, (0, 1))
+    if shard[0]:  # worker 0 writes; this one has its share in every step
+        held = RunFolder.read(output) if resume else None
+        fit(model, train, valid, settings.train, run=held, resume=resume, strategy=strategy, shard=shard)
+        return {}
     run = (
         RunFolder.resume(output, track=track)
         if resume
@@ -139,7 +158,7 @@ def train_run(
     )
     with run:
         try:
-            fit(model, train, valid, settings.train, run=run, resume=resume, log=log)
+            fit(model, train, valid, settings.train, run=run, resume=resume, log=log, strategy=strategy, shard=shard)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"go on with seq2seq-keras train --resume {output}") from None
         summarizer = Summarizer(model, vocabulary, settings)
@@ -210,7 +229,7 @@ def evaluate_run(
     folder = output or model
     report = write_report(folder, found, f"seq2seq-keras: {model.name}")
     results = {
-        "data": _shown(asked.data),
+        "data": shown(asked.data),
         "part": part,
         "protocol": protocol,
         "beam": decode.beam,
@@ -258,7 +277,7 @@ def baselines_run(
     examples, references = _references(parts["train"], parts[part][:limit], protocol, asked.settings)
     rows, signature = score_baselines(examples, references, asked.settings.data, seed_exact=protocol == "seed")
     results = {
-        "data": _shown(asked.data),
+        "data": shown(asked.data),
         "part": part,
         "protocol": protocol,
         "texts": len(examples),
@@ -267,7 +286,7 @@ def baselines_run(
     }
     if table is not None:
         told = "".join(f" --set {item}" for item in overrides)
-        _write_table(table, results, rows, asked, f"seq2seq-keras baselines --data {_shown(asked.data)}{told}")
+        _write_table(table, results, rows, asked, f"seq2seq-keras baselines --data {shown(asked.data)}{told}")
     return results
 
 
@@ -292,7 +311,7 @@ def _references(
     return [e for e, _ in kept], [r for _, r in kept]
 
 
-def _shown(data: str) -> str:
+def shown(data: str) -> str:
     """A source's name without the folders of this machine."""
     return data if data == "sample" else Path(data).name
 

@@ -105,7 +105,9 @@ def search_beam(model: Seq2Seq, source: Tensor, source_ext: Tensor, length: int,
         tf.zeros(tf.stack([count, length])),
     )
     _, _, _, _, ids, log_p, words, attention, copied = tf.while_loop(go_on, advance, start)
-    score = tf.reshape(log_p / length_penalty(words, config.length_penalty), [batch, width])
+    score = log_p / length_penalty(words, config.length_penalty)
+    score = tf.where(log_p < IMPOSSIBLE / 2, IMPOSSIBLE, score)  # whatever a long one's is divided by
+    score = tf.reshape(score, [batch, width])
     best, order = tf.math.top_k(score, config.n_best)
 
     def pick(part: Tensor) -> Tensor:

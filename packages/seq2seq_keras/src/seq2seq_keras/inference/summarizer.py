@@ -93,6 +93,8 @@ class Summarizer:
         if not (home / "config.json").is_file() or not (home / "vocabulary.txt").is_file():
             raise UserError("there is no trained model here", folder, "Train one first: seq2seq-keras train")
         held = read_json(home / "config.json")
+        if not isinstance(held, dict) or not {"settings", "covering"} <= held.keys():
+            raise UserError("this is not the configuration of a model", home / "config.json")
         settings = from_dict(Settings, held["settings"], home / "config.json")
         vocabulary = Vocabulary.load(home / "vocabulary.txt")
         model = Seq2Seq(len(vocabulary), settings.model, bool(held["covering"]))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
@@ -31,7 +32,7 @@ def training_variables(model: Any, optimizer: Any) -> dict[str, Any]:
 
 def save_variables(variables: Mapping[str, Any], path: Path) -> None:
     """Write variables, atomically."""
-    arrays = {name: np.ascontiguousarray(variable.value) for name, variable in variables.items()}
+    arrays = {name: np.ascontiguousarray(keras.ops.convert_to_numpy(v)) for name, v in variables.items()}
     with atomic_path(path) as temporary:
         save_file({name: a.reshape(tuple(variables[name].shape)) for name, a in arrays.items()}, temporary)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -15,7 +16,6 @@ from starlette.exceptions import HTTPException
 
 from latentlab_shared.errors import RunFailed, UserError
 from latentlab_shared.serving import serve_app
-from seq2seq_keras.config import DecodeConfig
 from seq2seq_keras.inference import Summarizer, Summary
 from seq2seq_keras.sample import demo
 
@@ -33,7 +33,7 @@ class SummarizeRequest(BaseModel):
     Attributes:
         text: a text.
         texts: texts, instead of ``text``.
-        beam: hypotheses kept; 1 is greedy.
+        beam: hypotheses kept, 1 is greedy; the model's own by default.
         attention: send what each word looked at.
     """
 
@@ -41,7 +41,7 @@ class SummarizeRequest(BaseModel):
 
     text: str | None = Field(None, max_length=MAX_CHARACTERS)
     texts: list[str] | None = Field(None, min_length=1, max_length=MAX_TEXTS)
-    beam: int = Field(1, ge=1, le=MAX_BEAM)
+    beam: int | None = Field(None, ge=1, le=MAX_BEAM)
     attention: bool = False
 
     @field_validator("texts")
@@ -103,8 +103,9 @@ def create_app(summarizer: Summarizer) -> FastAPI:
         if (request.text is None) == (request.texts is None):
             raise UserError("give either text or texts", "body")
         given = [request.text] if request.text is not None else request.texts or []
+        own = replace(summarizer.settings.decode, n_best=1)
         with lock:
-            found = summarizer.summarize(given, DecodeConfig(beam=request.beam))
+            found = summarizer.summarize(given, replace(own, beam=request.beam) if request.beam else own)
         records = [_record(summary, request.attention) for summary in found]
         return records[0] if request.text is not None else {"summaries": records}
 

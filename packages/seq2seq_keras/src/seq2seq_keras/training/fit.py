@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,8 +76,9 @@ class Trainer:
 
     def __post_init__(self) -> None:
         kind = keras.optimizers.RMSprop if self.config.optimizer == "rmsprop" else keras.optimizers.Adam
-        self.optimizer = kind(self.config.learning_rate, global_clipnorm=self.config.clip or None)
-        self.optimizer.build(self.model.trainable_variables)
+        with self.strategy.scope() if self.strategy else nullcontext():
+            self.optimizer = kind(self.config.learning_rate)
+            self.optimizer.build(self.model.trainable_variables)
         self._compile()
 
     def _compile(self) -> None:
@@ -107,11 +111,15 @@ class Trainer:
             sums = self._sums((source, source_ext, target_in, target_out), training=True)
             total = sums.nll + self.config.coverage_weight * sums.overlap
         gradients = [tf.convert_to_tensor(g) for g in tape.gradient(total, weights, unconnected_gradients="zero")]
-        tokens = sums.tokens
+        tokens, replicas = sums.tokens, 1
         if self.strategy is not None:  # the gradient of the whole batch, whatever its shares' sizes
             context = tf.distribute.get_replica_context()
             *gradients, tokens = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, tokens])
-        self.optimizer.apply([g / tf.maximum(tokens, 1.0) for g in gradients], weights)
+            replicas = self.strategy.num_replicas_in_sync
+        gradients = [g / tf.maximum(tokens, 1.0) for g in gradients]
+        if self.config.clip:
+            gradients, _ = tf.clip_by_global_norm(gradients, self.config.clip)
+        self.optimizer.apply([g / replicas for g in gradients], weights)  # Keras sums over the replicas once more
         return sums.nll, sums.tokens
 
     def _valid_step(self, source: Any, source_ext: Any, target_in: Any, target_out: Any) -> Any:
@@ -144,7 +152,7 @@ def fit(
         train: pairs to learn from.
         valid: pairs that choose the epoch.
         config: how.
-        run: gets metrics and checkpoints.
+        run: gets metrics and checkpoints; of several workers' runs the first one's alone is written to.
         resume: go on at the run's last checkpoint; the end is the same as without the break.
         log: told the loss, speed and remaining time now and then.
         strategy: of ``tf.distribute``; None for one worker.
@@ -155,6 +163,7 @@ def fit(
 
     Raises:
         RunFailed: if the loss is no longer a number.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, after a checkpoint was written.
     """
     trainer, progress, rows = Trainer(model, config, strategy, shard), Progress(), []
     best = _values(model)
@@ -162,15 +171,32 @@ def fit(
         loaded = _restore(trainer, run)
         if loaded is not None:
             progress, best = loaded
-    try:
+    writer = run if shard[0] == 0 else None  # of several workers the first one writes
+    with _interruptible() as stopping:
         while not progress.done:
-            rows += _epoch(trainer, train, valid, config, progress, best, run, log)
-    except KeyboardInterrupt:
-        if run is not None:
-            _save(trainer, progress, best, run)
-        raise
+            rows += _epoch(trainer, train, valid, config, progress, best, writer, log, stopping)
     _assign(model, best)
     return rows
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM set the event, and training ends after the update in hand; a second Ctrl-C ends it at once."""
+    stopping = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        stopping.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _epoch(
@@ -182,6 +208,7 @@ def _epoch(
     best: dict[str, NDArray[Any]],
     run: RunFolder | None,
     log: Log,
+    stopping: threading.Event,
 ) -> list[dict[str, float]]:
     """The rest of one epoch, its validation, and what follows from it."""
     rows = batch_rows(train, config.batch_size, config.seed, progress.epoch)
@@ -198,13 +225,14 @@ def _epoch(
         now = time.monotonic()
         if now - told > 20:
             told, rate = now, examples / (now - started)
-            left = (len(rows) - progress.batch) * config.batch_size / rate
             mean = progress.loss / progress.tokens
             where = f"epoch {progress.epoch + 1}, batch {progress.batch}/{len(rows)}"
-            log(f"{where}: loss {mean:.3f}, {rate:.0f} examples/s, {left / 60:.1f} min left of the epoch")
-        if run is not None and now - saved > 60 * config.checkpoint_minutes:
+            log(f"{where}: loss {mean:.3f}, {rate:.0f} examples/s, {_left(progress, config, len(rows), rate)}")
+        if run is not None and (stopping.is_set() or now - saved > 60 * config.checkpoint_minutes):
             _save(trainer, progress, best, run)
             saved = time.monotonic()
+        if stopping.is_set():
+            raise KeyboardInterrupt
     seconds = time.monotonic() - started
     row = {
         "loss": progress.loss / max(progress.tokens, 1.0),
@@ -221,6 +249,14 @@ def _epoch(
     losses = f"loss {row['loss']:.4f}, validation {row['valid_loss']:.4f}"
     log(f"epoch {progress.epoch}: {losses}, {row['examples_per_second']:.0f} examples/s")
     return [row]
+
+
+def _left(progress: Progress, config: TrainConfig, batches: int, rate: float) -> str:
+    """The time that is left, in words, at ``rate`` examples per second."""
+    epochs = config.coverage_epochs if progress.covering else config.epochs
+    epoch = (batches - progress.batch) * config.batch_size / rate / 60
+    later = (progress.phase_start + epochs - progress.epoch - 1) * batches * config.batch_size / rate / 60
+    return f"{epoch:.1f} min left of the epoch" + (f", {epoch + later:.0f} at most in all" if later > 0 else "")
 
 
 def _judge(
@@ -246,7 +282,7 @@ def _judge(
 
 
 def _values(model: Seq2Seq) -> dict[str, NDArray[Any]]:
-    return {name: np.array(variable.value) for name, variable in named_weights(model).items()}
+    return {name: np.array(keras.ops.convert_to_numpy(v)) for name, v in named_weights(model).items()}
 
 
 def _assign(model: Seq2Seq, values: dict[str, NDArray[Any]]) -> None:
@@ -257,9 +293,6 @@ def _assign(model: Seq2Seq, values: dict[str, NDArray[Any]]) -> None:
 def _save(trainer: Trainer, progress: Progress, best: dict[str, NDArray[Any]], run: RunFolder) -> None:
     """Checkpoint ``last``: variables, the best weights so far, and the progress."""
     from safetensors.numpy import save_file
-
-    if trainer.shard[0] != 0:
-        return
 
     def write(folder: Path) -> None:
         save_variables(training_variables(trainer.model, trainer.optimizer), folder / "training.safetensors")
