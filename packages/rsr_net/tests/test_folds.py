@@ -23,7 +23,9 @@ from rsr_net.evaluation.baselines import (
     seed_predictions,
 )
 from rsr_net.evaluation.folds import load_fold, run_folds, write_tables
+from rsr_net.evaluation.halting import HaltingHead, states_and_signs
 from rsr_net.evaluation.tables import pooled
+from rsr_net.model.refiner import Refiner
 from rsr_net.sample import generate
 from rsr_net.training.ridge import article_matrix, target_matrix
 
@@ -192,7 +194,7 @@ def test_the_ablation_compares_each_variant_with_the_recipe_and_goes_on(data, tm
     monkeypatch.setattr(ablation, "CHANGES", {name: ablation.CHANGES[name] for name in kept})
     monkeypatch.setattr(ablation.RsrConfig, "default", lambda recipe, width=16: TINY)
     rows = run_ablation(data, tmp_path, encoder="tiny", folds=2)
-    assert [row["name"] for row in rows] == [*kept, ablation.FULL_ONLY, *ablation.SEED_FORMS]
+    assert [row["name"] for row in rows] == [*kept, *ablation.STOPS, ablation.FULL_ONLY, *ablation.SEED_FORMS]
     for row in rows[1:]:
         low, high = row["interval"]["r2_change"]
         change = row["metrics"]["r2"] - rows[0]["metrics"]["r2"]
@@ -203,3 +205,25 @@ def test_the_ablation_compares_each_variant_with_the_recipe_and_goes_on(data, tm
     assert run_ablation(data, tmp_path, encoder="tiny", folds=2, few=1)[0]["metrics"] != rows[0]["metrics"]
     path = write_ablation(tmp_path, rows, command="rsr-net folds --ablate", data="articles", seeds=(0,))
     assert json.loads(path.read_text())["rows"][0]["name"] == "recipe"
+
+
+def test_a_halting_head_stops_where_it_sees_no_gain(vectors):
+    """An article whose steps lead to its summary goes on to the end, one whose steps lead away does not begin."""
+    train, _, test = vectors
+    refiner = Refiner(replace(TINY.model, input_dim=train[0].doc.size, steps=3))
+    with torch.no_grad():
+        refiner.gain.zero_()  # every step goes towards zero ...
+    near = torch.zeros(len(train), train[0].doc.size)
+    far = torch.from_numpy(target_matrix(train)) * 2
+    for starts, steps in ((near, 0), (far, None)):
+        states, signs = states_and_signs(refiner, train, 3, starts)
+        errors = ((states - target_matrix(train)) ** 2).sum(-1)
+        helps = errors[1:] < errors[:-1]
+        assert (helps[0].all() and not helps.all()) if steps is None else not helps.any()
+        head = HaltingHead(refiner, train, starts)
+        if steps == 0:
+            y, used = head.refine(refiner, test, 3)
+            assert (used == 0).all() and np.array_equal(y, states_and_signs(refiner, test, 3)[0][0])
+        else:  # ... which helps at first and then no more, and the number of the step says so
+            sure = np.stack([head.going_on(before) >= 0.5 for before in signs])
+            assert (sure == helps).mean() > 0.9
