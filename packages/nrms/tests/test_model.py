@@ -86,10 +86,11 @@ def test_user_vectors_are_the_papers_wherever_padding_stands(masks: list[list[bo
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
     # What stands in padded slots is never looked at.
     torch.testing.assert_close(model.encode_user(vectors.masked_fill(~mask[..., None], 1e6), mask), got)
-    # The pooling's weights, for explanations.
-    weights = model.user_encoder.attention(vectors, mask)
-    torch.testing.assert_close(weights.sum(1), mask.any(1).float())
-    assert (weights[~mask] == 0).all()
+    # What each article read gives, for explanations.
+    shares, summands = model.user_encoder.parts(vectors, mask)
+    torch.testing.assert_close(shares.sum(1), mask.any(1).float())
+    torch.testing.assert_close(summands.sum(1), got, atol=1e-5, rtol=1e-4)
+    assert (shares[~mask] == 0).all() and (summands[~mask] == 0).all()
 
 
 @settings(max_examples=25, deadline=None)
@@ -162,7 +163,7 @@ def test_forward_scores_are_dot_products_and_minus_infinity_at_padding() -> None
     scores = model(batch())
     vectors = {i: slow_news(model, t) for i, t in {1: [3, 4], 2: [5], 3: [6, 7, 8], 4: [9, 10]}.items()}
     user = slow_pool(model.user_encoder.pool, torch.stack([vectors[1], vectors[2]]))
-    expected = torch.tensor([[float(user @ vectors[3]), float(user @ vectors[4]), -torch.inf], [0.0, 0.0, 0.0]])
+    expected = torch.tensor([[(user @ vectors[3]).item(), (user @ vectors[4]).item(), -torch.inf], [0.0, 0.0, 0.0]])
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-4)
     loss = torch.nn.functional.cross_entropy(scores, batch().target)
     loss.backward()

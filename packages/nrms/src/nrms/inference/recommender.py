@@ -234,10 +234,8 @@ class Recommender:
         user: Floats = model.encode_user(read, mask)[0].float().cpu().numpy()
         if not explain:
             return user, None
-        pool = model.user_encoder.pool
-        context = pool.attention.padded(read, mask)  # (1, H, D)
-        weights = pool.pooling.weights(context, mask)  # (1, H)
-        return user, _Account(entries, context[0].float().cpu().numpy(), weights[0].float().cpu().numpy())
+        shares, summands = model.user_encoder.parts(read, mask)  # (1, H), (1, H, D)
+        return user, _Account(entries, summands[0].float().cpu().numpy(), shares[0].float().cpu().numpy())
 
     def _fallback(
         self, state: State, k: int, wanted: Filter, candidates: Sequence[str] | None, missing: list[str]
@@ -290,25 +288,25 @@ class Recommender:
 
 @dataclass(frozen=True)
 class _Account:
-    """What a user vector is made of: the sum of ``weights`` (H,) times ``context`` (H, D)."""
+    """What a user vector is made of: the sum of ``summands`` (H, D); ``shares`` (H,) of the attention."""
 
     entries: list[Entry]
-    context: Floats
-    weights: Floats
+    summands: Floats
+    shares: Floats
 
     def reasons(self, article: Floats) -> tuple[Reason, ...]:
         """The read articles that an article's score (its vector is (D,)) came from most."""
-        parts = self.weights * (self.context @ article)  # (H,), summing to the score
+        parts = self.summands @ article  # (H,), summing to the score
         best = np.argsort(-parts, kind="stable")[:_REASONS].tolist()
         return tuple(
-            Reason(self.entries[i].id, self.entries[i].title, float(self.weights[i]), float(parts[i])) for i in best
+            Reason(self.entries[i].id, self.entries[i].title, float(self.shares[i]), float(parts[i])) for i in best
         )
 
     def attention(self) -> tuple[Attention, ...]:
         """What was read, and how much each weighs."""
         return tuple(
-            Attention(entry.id, entry.title, float(weight))
-            for entry, weight in zip(self.entries, self.weights, strict=True)
+            Attention(entry.id, entry.title, float(share))
+            for entry, share in zip(self.entries, self.shares, strict=True)
         )
 
 

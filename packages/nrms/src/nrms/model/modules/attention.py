@@ -66,9 +66,21 @@ class SelfAttention(nn.Module):
         keys = (mask | ~mask.any(1, keepdim=True))[:, None, None, :]
         return self._attend(self.qkv(x), keys)
 
-    def _attend(self, qkv: Tensor, keys: Tensor | None) -> Tensor:
+    def looks(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What `padded` multiplies: attention (N, heads, L, L) and values (N, heads, L, head_dim)."""
+        q, k, v = self._split(self.qkv(x))
+        keys = (mask | ~mask.any(1, keepdim=True))[:, None, None, :]
+        scores = (q @ k.mT / self.head_dim**0.5).masked_fill(~keys, -torch.inf)
+        return scores.softmax(-1), v
+
+    def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (N, heads, L, head_dim) each, of their projections side by side."""
         split = qkv.reshape(*qkv.shape[:2], 3, self.heads, self.head_dim)
-        q, k, v = split.permute(2, 0, 3, 1, 4)  # (N, heads, L, head_dim) each
+        q, k, v = split.permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def _attend(self, qkv: Tensor, keys: Tensor | None) -> Tensor:
+        q, k, v = self._split(qkv)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=keys).transpose(1, 2).flatten(2)
 
 
@@ -147,6 +159,23 @@ class AttentivePool(nn.Module):
         pooled = self.pooling(self.dropout(self.attention(x, groups)), groups)
         empty = len(lengths) - len(pooled)
         return F.pad(pooled, (0, 0, empty, 0)) if empty else pooled
+
+    def parts(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What each place of (N, L, width) gives to its sequence's vector.
+
+        The vector is a sum over places i and heads of pooling weight w_i times attention A_ij times value v_j, so it is
+        a sum over the places j that are looked at, too.
+
+        Returns:
+            Shares: of all looks those that end at each place, the mean of the heads, (N, L), summing to 1; and each
+            place's summand of the vector, (N, L, D). Both are 0 at padding.
+        """
+        attention, values = self.attention.looks(x, mask)
+        context = (attention @ values).transpose(1, 2).flatten(2)  # (N, L, D)
+        weights = self.pooling.weights(context, mask)  # (N, L)
+        looked = (weights[:, None, None, :] @ attention).squeeze(2)  # (N, heads, L)
+        summands = (looked[..., None] * values).transpose(1, 2).flatten(2)  # (N, L, D)
+        return looked.mean(1), summands
 
     def padded(self, x: Tensor, mask: Tensor) -> Tensor:
         """Encode (N, L, width) with ``mask`` (N, L), True at tokens, to (N, D)."""

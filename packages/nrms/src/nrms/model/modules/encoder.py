@@ -123,6 +123,11 @@ class UserEncoder(nn.Module):
         vectors: Tensor = self.pool(news_vectors[order[b], h], lengths[order])
         return vectors[order.argsort()]
 
-    def attention(self, news_vectors: Tensor, mask: Tensor) -> Tensor:
-        """How much the pooling weighs each article read, (B, H); the rows sum to 1, or are 0 for an empty history."""
-        return self.pool.pooling.weights(self.pool.attention.padded(news_vectors, mask), mask)
+    def parts(self, news_vectors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What each article read gives to the user vector (without the prior).
+
+        Returns:
+            The share of attention it gets, (B, H), summing to 1 or all 0 for an empty history; and its summand of the
+            vector, (B, H, D).
+        """
+        return self.pool.parts(news_vectors, mask)
