@@ -62,13 +62,12 @@ tables: install ## Write the README tables from results/*.json
 tables-check: install ## Fail if a README table differs from its results file
 	$(RUN) python scripts/results_table.py --check
 
-# One process per package: two frameworks in one process are slow to load and may load two OpenMP runtimes.
-test: install ## Run the quick tests, package by package (under 10 minutes on 2 cores)
-	@set -e; for part in shared $(PACKAGES:%=packages/%) tests; do echo "== $$part"; $(RUN) pytest -q $$part; done
+PARTS := $(PACKAGES:%=packages/%) shared tests
+test: install ## Run the quick tests, a process per package, side by side (under 10 minutes on 2 cores)
+	$(RUN) python scripts/run_tests.py $(PARTS)
 
-test-slow: install ## Run only the slow tests: fresh clones, clean installs, wheels, killed processes
-	@set -e; for part in shared $(PACKAGES:%=packages/%) tests; do echo "== $$part (slow)"; \
-	  $(RUN) pytest -q -m slow $$part || [ $$? -eq 5 ]; done
+test-slow: install ## Run only the slow tests: fresh clones, clean installs, wheels, killed processes, servers under load
+	$(RUN) python scripts/run_tests.py -m slow $(PARTS)
 
 test-all: test test-slow ## Run every test
 
