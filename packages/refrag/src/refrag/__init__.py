@@ -1,0 +1,45 @@
+"""Retrieval-augmented generation from compressed context.
+
+The names below are imported when they are first used, so that ``refrag --help`` does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from refrag.model.config_refrag import RefragConfig
+    from refrag.model.documents import Doc, RefragParseError, escape
+    from refrag.model.modeling_refrag import RefragModel
+    from refrag.model.tokenization_refrag import RefragTokenizer
+    from refrag.model.tokenizer.alignment import Alignment, Anchor, align
+
+_HOMES = {
+    "model.config_refrag": ("RefragConfig",),
+    "model.documents": ("Doc", "RefragParseError", "escape"),
+    "model.modeling_refrag": ("RefragModel",),
+    "model.tokenization_refrag": ("RefragTokenizer",),
+    "model.tokenizer.alignment": ("Alignment", "Anchor", "align"),
+}
+
+__all__ = [
+    "Alignment",
+    "Anchor",
+    "Doc",
+    "RefragConfig",
+    "RefragModel",
+    "RefragParseError",
+    "RefragTokenizer",
+    "align",
+    "escape",
+]
+
+
+def __getattr__(name: str) -> object:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"refrag.{home}"), name)
+    raise AttributeError(f"module 'refrag' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""The tokenizers' alignment, the document parser and the model."""

@@ -1,0 +1,169 @@
+"""The tokenizer of prompts with documents: decoder text to decoder ids, documents to rows of encoder ids.
+
+Each row becomes one vector. In the seed's packing a row is the next ``compression`` ids, bare. By default it also ends
+where both tokenizers cut the text, so that the same stretch can be shown to the decoder as tokens instead, and carries
+the marks the encoder was trained with: ``[CLS] … [SEP]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from latentlab_shared.errors import UserError
+from refrag.model.documents import Segment, parse_segments
+from refrag.model.tokenizer.alignment import align
+from refrag.model.tokenizer.loading import load_tokenizer
+
+RowFormat = Literal["cls", "seed"]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A stretch of a document that is one vector, or its decoder tokens.
+
+    Attributes:
+        start: first character in the document.
+        end: the character after its last; the chunks of a document tile it.
+        encoder_ids: at most k, unless both tokenizers agree on no earlier cut.
+        decoder_ids: of the same stretch; those of all chunks, joined, are the document's.
+    """
+
+    start: int
+    end: int
+    encoder_ids: tuple[int, ...]
+    decoder_ids: tuple[int, ...]
+
+
+class RefragTokenizer:
+    """Two tokenizers and how documents become rows.
+
+    Args:
+        encoder_tokenizer: reads documents.
+        decoder_tokenizer: reads everything else, and documents that are expanded.
+        compression: k, encoder tokens per row.
+        encoder_pad_token_id: fills rows.
+        row_format: "cls" for rows with the encoder's marks that end where both tokenizers cut, "seed" for bare rows.
+
+    Raises:
+        UserError: if ``compression`` is below 1.
+    """
+
+    def __init__(
+        self,
+        encoder_tokenizer: PreTrainedTokenizerBase,
+        decoder_tokenizer: PreTrainedTokenizerBase,
+        compression: int = 4,
+        encoder_pad_token_id: int = 0,
+        row_format: RowFormat = "cls",
+    ) -> None:
+        if compression < 1:
+            raise UserError(f"{compression} tokens are no row", "compression", "Give a positive number")
+        if row_format not in ("cls", "seed"):
+            raise UserError(f"{row_format!r} is no row format", "row_format", "Use cls or seed")
+        self.encoder_tokenizer, self.decoder_tokenizer = encoder_tokenizer, decoder_tokenizer
+        self.compression, self.encoder_pad_token_id = compression, encoder_pad_token_id
+        self.row_format: RowFormat = row_format
+
+    @classmethod
+    def from_pretrained(
+        cls, encoder: str | Path, decoder: str | Path, compression: int = 4, row_format: RowFormat = "cls"
+    ) -> RefragTokenizer:
+        """Load both tokenizers from folders or hub names; rows are padded with the encoder's own padding token."""
+        encoder_tokenizer = load_tokenizer(encoder)
+        pad = encoder_tokenizer.pad_token_id
+        return cls(encoder_tokenizer, load_tokenizer(decoder), compression, pad or 0, row_format)
+
+    def parse_segments(self, text: str) -> list[Segment]:
+        """Cut a tagged text into segments with ``type``, ``raw_text`` and ``meta``.
+
+        Raises:
+            RefragParseError: if the tags are not well formed.
+        """
+        return parse_segments(text)
+
+    def parse_and_tokenize(self, text: str) -> list[Segment]:
+        """``parse_segments``, then ``tokenize``.
+
+        Raises:
+            RefragParseError: if the tags are not well formed.
+        """
+        return self.tokenize(self.parse_segments(text))
+
+    def tokenize(self, segments: Sequence[Segment], compression: int | None = None) -> list[Segment]:
+        """Add ``tokens`` to each segment, and ``packed_tokens`` and ``attention_mask`` to documents.
+
+        Args:
+            segments: parsed, or made by hand; they are not changed.
+            compression: another k than the tokenizer's own.
+        """
+        return [self._tokenize(segment, compression or self.compression) for segment in segments]
+
+    def _tokenize(self, segment: Segment, compression: int) -> Segment:
+        text = segment["raw_text"]
+        if segment["type"] == "decoder":
+            return {**segment, "tokens": self.decoder_ids(text)}
+        if self.row_format == "seed":
+            ids = _plain_ids(self.encoder_tokenizer, text)
+            rows, mask = self.pack([ids[at : at + compression] for at in range(0, len(ids), compression)], compression)
+            return {**segment, "tokens": ids, "packed_tokens": rows, "attention_mask": mask}
+        chunks = self.chunks(text, compression)
+        rows, mask = self.pack([self.row(chunk) for chunk in chunks])
+        ids = [token for chunk in chunks for token in chunk.encoder_ids]
+        return {**segment, "tokens": ids, "packed_tokens": rows, "attention_mask": mask, "chunks": chunks}
+
+    def decoder_ids(self, text: str) -> list[int]:
+        """Decoder ids of a text, without special tokens of the tokenizer's own making."""
+        return _plain_ids(self.decoder_tokenizer, text)
+
+    def chunks(self, text: str, compression: int | None = None) -> list[Chunk]:
+        """Cut a document at places where both tokenizers do, as late as k encoder tokens allow.
+
+        Args:
+            text: of the document.
+            compression: another k than the tokenizer's own.
+
+        Returns:
+            Chunks that tile the text; none for a text without tokens.
+        """
+        k = compression or self.compression
+        found = align(text, self.encoder_tokenizer, self.decoder_tokenizer)
+        last = (len(found.encoder), len(found.decoder))
+        stops = [(i, j, lo) for i, j, lo, _ in found.anchors]
+        while stops and (stops[-1][0] == last[0] or stops[-1][1] == last[1]):
+            stops.pop()  # blanks at the end that only one side has join the last chunk
+        stops.append((*last, len(text)))
+        stops = stops if stops[0][:2] == (0, 0) else [(0, 0, 0), *stops]
+        chunks = []
+        at = 0
+        while at < len(stops) - 1:
+            i0, j0, start = stops[at]
+            at += 1
+            while at + 1 < len(stops) and stops[at + 1][0] - i0 <= k:
+                at += 1
+            i1, j1, end = stops[at]
+            ids = tuple(found.encoder.ids[i0:i1]), tuple(found.decoder.ids[j0:j1])
+            chunks.append(Chunk(start, end, *ids))
+        return [chunk for chunk in chunks if chunk.encoder_ids or chunk.decoder_ids]
+
+    def row(self, chunk: Chunk) -> list[int]:
+        """The encoder's row of a chunk, with the marks that the encoder has."""
+        cls, sep = self.encoder_tokenizer.cls_token_id, self.encoder_tokenizer.sep_token_id
+        return [*([] if cls is None else [cls]), *chunk.encoder_ids, *([] if sep is None else [sep])]
+
+    def pack(self, rows: Sequence[Sequence[int]], width: int = 0) -> tuple[list[list[int]], list[list[int]]]:
+        """Rows padded to the longest (at least ``width``), and their attention mask."""
+        width = max([width, *(len(row) for row in rows)])
+        pad = self.encoder_pad_token_id
+        return (
+            [[*row, *[pad] * (width - len(row))] for row in rows],
+            [[1] * len(row) + [0] * (width - len(row)) for row in rows],
+        )
+
+
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False, truncation=False, padding=False, verbose=False))

@@ -1,0 +1,54 @@
+"""Tokenizers from a folder or the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from latentlab_shared.errors import NeedsNetwork, UserError
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer.
+
+    Args:
+        name: a folder (as transformers writes it, or with only ``tokenizer.json``, or with GPT-2's two files), or the
+            name of a hub repository.
+
+    Raises:
+        UserError: if there is no such folder, or its files cannot be read.
+        NeedsNetwork: if a hub name is neither in the local cache nor to be had.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if folder.exists() or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
+            raise UserError("there is no such tokenizer folder", name, "Give a folder, or a hub name such as gpt2")
+        try:
+            return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise NeedsNetwork("the tokenizer cannot be fetched", name, "Give a folder with tokenizer.json") from error
+    try:
+        if (folder / "config.json").exists() or (folder / "tokenizer_config.json").exists():
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if (folder / "tokenizer.json").exists():
+            wrap: Any = PreTrainedTokenizerFast  # its constructor has no types
+            return cast(PreTrainedTokenizerBase, wrap(tokenizer_file=str(folder / "tokenizer.json")))
+        if (folder / "merges.txt").exists():
+            return GPT2Tokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    except Exception as error:  # tokenizers raises Exception itself
+        raise UserError(f"the tokenizer cannot be read ({' '.join(str(error).split())[:160]})", folder) from error
+    raise UserError("no tokenizer in this folder", folder, "It needs tokenizer.json, or vocab.json and merges.txt")
+
+
+def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A SHA-256 over everything that changes what a tokenizer makes of a text."""
+    if tokenizer.is_fast:
+        described = json.loads(tokenizer.backend_tokenizer.to_str())
+        described["truncation"] = described["padding"] = None
+    else:
+        described = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Offline preparation and training."""
