@@ -13,11 +13,10 @@ from typing import Annotated, Any, TypeVar
 import anyio
 import anyio.to_thread
 from fastapi import FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from latentlab_shared.errors import RunFailed, UserError
+from latentlab_shared.api import add_errors, error, page
 from nrms.data.types import News
 from nrms.inference import Answer, Recommender
 from nrms.server.article_recommender.calculate_embeddings import embed_pending
@@ -33,8 +32,6 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-# The page loads nothing from elsewhere and runs only its own script.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 _DATABASE_THREADS = 16
 _FUTURE_MS = 86_400_000  # clocks differ, but not by more than a day
 
@@ -150,36 +147,17 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="nrms", description="News recommendation from cached embeddings.", lifespan=lifespan)
     app.state.service = service
     app.add_middleware(Guard, metrics=service.metrics, token=settings.token, max_body=settings.max_body)
-    _add_errors(app)
+    add_errors(app)
+
+    @app.exception_handler(Unavailable)
+    async def away(request: Request, fault: Unavailable) -> JSONResponse:
+        _log.error("database away", extra={"reason": str(fault)})
+        return error(503, "the database is away; send the request again", {"retry-after": "2"})
+
     _add_rankings(app, service)
     _add_writes(app, service)
     _add_states(app, service)
     return app
-
-
-def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-        return _error(422, f"{where}: {str(first['msg']).removeprefix('Value error, ')}")
-
-    @app.exception_handler(Unavailable)
-    async def away(request: Request, error: Unavailable) -> JSONResponse:
-        _log.error("database away", extra={"reason": str(error)})
-        return _error(503, "the database is away; send the request again", {"retry-after": "2"})
-
-    @app.exception_handler(UserError)
-    async def refused(request: Request, error: UserError) -> JSONResponse:
-        return _error(500 if isinstance(error, RunFailed) else 422, str(error))
-
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return _error(error.status_code, str(error.detail))
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
-        return _error(500, "the server failed; its log says why")
 
 
 def _add_rankings(app: FastAPI, service: Service) -> None:
@@ -228,8 +206,7 @@ def _add_rankings(app: FastAPI, service: Service) -> None:
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def index() -> HTMLResponse:
-        page = files("nrms.server").joinpath("page.html").read_text(encoding="utf-8")
-        return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"})
+        return page(files("nrms.server").joinpath("page.html").read_text(encoding="utf-8"))
 
 
 def _add_writes(app: FastAPI, service: Service) -> None:
@@ -296,7 +273,3 @@ def _add_states(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         page, kind = service.metrics.page()
         return Response(page, media_type=kind)
-
-
-def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": " ".join(message.split())}, status_code=status, headers=headers)

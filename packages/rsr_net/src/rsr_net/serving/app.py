@@ -7,13 +7,12 @@ from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from starlette.exceptions import HTTPException
 
-from latentlab_shared.errors import RunFailed, UserError
+from latentlab_shared.api import add_errors, error, limit_bodies, page
+from latentlab_shared.errors import UserError
 from latentlab_shared.serving import serve_app
 from rsr_net.data import Example
 from rsr_net.data.stories import make_example
@@ -27,8 +26,6 @@ MAX_SENTENCES = 1_000
 MAX_TEXTS = 32
 MAX_WAITING = 16  # requests; one more is told to come again
 MAX_BODY_BYTES = 4 * 2**20
-# The page loads nothing from elsewhere and runs only its own script.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
 
 class SummarizeRequest(BaseModel):
@@ -63,36 +60,10 @@ def create_app(summarizer: Summarizer) -> FastAPI:
         summarizer: answers all requests, one at a time: the encoders are not made for several threads.
     """
     app = FastAPI(title="rsr-net", docs_url=None, redoc_url=None, openapi_url=None)
-    page = files("rsr_net.serving").joinpath("page.html").read_text(encoding="utf-8")
-    page = page.replace("%%DEMO%%", _html(demo().article))
+    add_errors(app)
+    limit_bodies(app, MAX_BODY_BYTES)
+    html = files("rsr_net.serving").joinpath("page.html").read_text(encoding="utf-8")
     lock, places = threading.Lock(), threading.BoundedSemaphore(1 + MAX_WAITING)
-
-    @app.middleware("http")
-    async def limit_body(request: Request, call_next: Any) -> Any:
-        length = request.headers.get("content-length", "")
-        if request.method == "POST" and not (length.isdigit() and int(length) <= MAX_BODY_BYTES):
-            return _error(413, f"the body must name its length, of at most {MAX_BODY_BYTES // 2**20} MiB")
-        return await call_next(request)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            return _error(422, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
-        where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-        return _error(422, f"{where}: {str(first['msg']).removeprefix('Value error, ')}")
-
-    @app.exception_handler(UserError)
-    async def refused(request: Request, error: UserError) -> JSONResponse:
-        return _error(500 if isinstance(error, RunFailed) else 422, str(error))
-
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return _error(error.status_code, str(error.detail))
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
-        return _error(500, "the summarizer failed; its log says why")
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
@@ -112,7 +83,7 @@ def create_app(summarizer: Summarizer) -> FastAPI:
         if (request.text is None) == (request.texts is None):
             raise UserError("give either text or texts", "body")
         if not places.acquire(blocking=False):
-            return _error(503, "busy, try again", {"Retry-After": "1"})
+            return error(503, "busy, try again", {"Retry-After": "1"})
         try:
             examples = _examples(request)
             with lock:
@@ -124,7 +95,7 @@ def create_app(summarizer: Summarizer) -> FastAPI:
 
     @app.get("/", response_class=HTMLResponse)
     def index() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"})
+        return page(html, {"DEMO": demo().article})
 
     return app
 
@@ -139,14 +110,6 @@ def _examples(request: SummarizeRequest) -> list[Example]:
     if sentences > MAX_SENTENCES:
         raise UserError(f"{sentences} sentences, more than {MAX_SENTENCES}", "body", "Summarize it in parts")
     return examples
-
-
-def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": " ".join(message.split())}, status_code=status, headers=headers)
-
-
-def _html(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def serve(

@@ -1,0 +1,67 @@
+"""What every HTTP API of the lab has: one-line errors, bounded bodies, a page that loads nothing from elsewhere.
+
+Needs the package ``fastapi``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.exceptions import HTTPException
+
+from latentlab_shared.errors import RunFailed, UserError
+
+# A page runs only its own script and talks only to its own server.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+
+
+def error(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """``{"error": message}``, the message on one line."""
+    return JSONResponse({"error": " ".join(message.split())}, status_code=status, headers=dict(headers or {}))
+
+
+def add_errors(app: FastAPI) -> None:
+    """Answer every fault with one line: 422 for wrong input; 500, without details, for the rest."""
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, fault: RequestValidationError) -> JSONResponse:
+        first = fault.errors()[0]
+        if first["type"] == "json_invalid":
+            return error(422, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
+        where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+        return error(422, f"{where}: {str(first['msg']).removeprefix('Value error, ')}")
+
+    @app.exception_handler(UserError)
+    async def refused(request: Request, fault: UserError) -> JSONResponse:
+        return error(500 if isinstance(fault, RunFailed) else 422, str(fault))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, fault: HTTPException) -> JSONResponse:
+        return error(fault.status_code, str(fault.detail), fault.headers)
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, fault: Exception) -> JSONResponse:
+        return error(500, "the server failed; its log says why")
+
+
+def limit_bodies(app: FastAPI, max_bytes: int) -> None:
+    """Refuse, with 413 and before anything is read, bodies that are larger or do not say how large they are."""
+
+    @app.middleware("http")
+    async def limit(request: Request, call_next: Any) -> Any:
+        length = request.headers.get("content-length", "")
+        if request.method == "POST" and not (length.isdigit() and int(length) <= max_bytes):
+            return error(413, f"the body must name its length, of at most {max_bytes / 2**20:g} MiB")
+        return await call_next(request)
+
+
+def page(html: str, texts: Mapping[str, str] | None = None) -> HTMLResponse:
+    """A page whose ``%%NAME%%`` are replaced by texts, escaped."""
+    for name, text in (texts or {}).items():
+        html = html.replace(f"%%{name}%%", escape(text))
+    return HTMLResponse(html, headers={"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"})

@@ -1,0 +1,73 @@
+"""What every HTTP API answers."""
+
+import pytest
+
+from latentlab_shared.errors import RunFailed, UserError
+
+fastapi = pytest.importorskip("fastapi", reason="fastapi is not installed")
+from fastapi import FastAPI, HTTPException  # noqa: E402
+from fastapi.testclient import TestClient  # noqa: E402
+from pydantic import BaseModel, Field  # noqa: E402
+
+from latentlab_shared.api import add_errors, limit_bodies, page  # noqa: E402
+
+
+class Ask(BaseModel):
+    k: int = Field(ge=1)
+
+
+@pytest.fixture(scope="module")
+def client():
+    app = FastAPI()
+    add_errors(app)
+    limit_bodies(app, 1 << 20)
+
+    def ask(body):
+        faults = {2: UserError("wrong\nword", "k", "Say it again"), 3: RunFailed("no luck"), 4: KeyError("secret")}
+        if body.k in faults:
+            raise faults[body.k]
+        if body.k == 5:
+            raise HTTPException(409, "not now", {"retry-after": "1"})
+        return {"k": body.k}
+
+    ask.__annotations__["body"] = Ask  # the class is this module's
+    app.post("/ask")(ask)
+    app.get("/")(lambda: page("<p>%%TEXT%%</p>", {"TEXT": "<b> & 'it'"}))
+    return TestClient(app, raise_server_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ({"k": 1}, 200, None),
+        ({"k": 0}, 422, "k: Input should be greater than or equal to 1"),
+        ({}, 422, "k: Field required"),
+        ([], 422, "body: "),
+        ({"k": 2}, 422, "wrong word"),
+        ({"k": 3}, 500, "no luck"),
+        ({"k": 4}, 500, "the server failed; its log says why"),
+        ({"k": 5}, 409, "not now"),
+    ],
+)
+def test_every_fault_is_one_line(client, body, status, said):
+    answer = client.post("/ask", json=body)
+    assert answer.status_code == status
+    if said is not None:
+        assert set(answer.json()) == {"error"} and said in answer.json()["error"] and "\n" not in answer.json()["error"]
+        assert "secret" not in answer.text
+
+
+def test_a_body_that_is_no_json_or_too_large(client):
+    broken = client.post("/ask", content=b"{", headers={"content-type": "application/json"})
+    assert broken.status_code == 422 and broken.json()["error"].startswith("the body is not JSON")
+    large = client.post("/ask", content=b" " * ((1 << 20) + 1))
+    assert large.status_code == 413 and "1 MiB" in large.json()["error"]
+    assert client.post("/ask", content=iter([b"{}"])).status_code == 413  # its length is not told
+    assert client.get("/nowhere").json() == {"error": "Not Found"}
+
+
+def test_a_page_escapes_and_runs_nothing_from_elsewhere(client):
+    answer = client.get("/")
+    assert answer.text == "<p>&lt;b&gt; &amp; &#x27;it&#x27;</p>"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert client.post("/ask", json={"k": 5}).headers["retry-after"] == "1"
