@@ -138,6 +138,8 @@ def test_baselines_need_no_model(tmp_path):
     assert held["command"].startswith("seq2seq-keras baselines --data sample") and str(tmp_path) not in json.dumps(held)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_ablate_trains_each_variant_once(tmp_path):
     names = ["seed", "pointer", "with coverage"]
     call = ["ablate", *FAST, "--texts", "5", "--table", "a.json", "-o", "runs"]

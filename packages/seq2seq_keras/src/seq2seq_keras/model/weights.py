@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from latentlab_shared.errors import UserError
@@ -30,11 +31,15 @@ def training_variables(model: Any, optimizer: Any) -> dict[str, Any]:
     }
 
 
+def to_array(variable: Any) -> NDArray[Any]:
+    """A copy of a Keras variable's values, of this worker's where there are several."""
+    return np.array(tf.convert_to_tensor(variable.value))
+
+
 def save_variables(variables: Mapping[str, Any], path: Path) -> None:
     """Write variables, atomically."""
-    arrays = {name: np.ascontiguousarray(keras.ops.convert_to_numpy(v)) for name, v in variables.items()}
     with atomic_path(path) as temporary:
-        save_file({name: a.reshape(tuple(variables[name].shape)) for name, a in arrays.items()}, temporary)
+        save_file({name: to_array(variable) for name, variable in variables.items()}, temporary)
 
 
 def load_variables(variables: Mapping[str, Any], path: Path) -> None:

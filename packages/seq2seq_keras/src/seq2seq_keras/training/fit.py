@@ -24,7 +24,7 @@ from latentlab_shared.runs import RunFolder
 from seq2seq_keras.config import TrainConfig
 from seq2seq_keras.data.encode import Encoded, batch_rows, dataset
 from seq2seq_keras.model.seq2seq import Seq2Seq
-from seq2seq_keras.model.weights import load_variables, named_weights, save_variables, training_variables
+from seq2seq_keras.model.weights import load_variables, named_weights, save_variables, to_array, training_variables
 from seq2seq_keras.training.loss import batch_loss
 
 Log = Callable[[str], None]
@@ -110,7 +110,9 @@ class Trainer:
         with tf.GradientTape() as tape:
             sums = self._sums((source, source_ext, target_in, target_out), training=True)
             total = sums.nll + self.config.coverage_weight * sums.overlap
-        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(total, weights, unconnected_gradients="zero")]
+        # The coverage weight has no part in the first phase.
+        gradients = tape.gradient(total, [w.value for w in weights], unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        gradients = [tf.convert_to_tensor(g) for g in gradients]  # an embedding's are sparse
         tokens, replicas = sums.tokens, 1
         if self.strategy is not None:  # the gradient of the whole batch, whatever its shares' sizes
             context = tf.distribute.get_replica_context()
@@ -282,7 +284,7 @@ def _judge(
 
 
 def _values(model: Seq2Seq) -> dict[str, NDArray[Any]]:
-    return {name: np.array(keras.ops.convert_to_numpy(v)) for name, v in named_weights(model).items()}
+    return {name: to_array(variable) for name, variable in named_weights(model).items()}
 
 
 def _assign(model: Seq2Seq, values: dict[str, NDArray[Any]]) -> None:
