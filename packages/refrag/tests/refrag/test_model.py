@@ -56,7 +56,7 @@ def test_all_rows_of_a_prompt_are_one_encoder_call():
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_a_rows_vector_does_not_depend_on_the_rows_beside_it(encoder, pooling):
     model, tokenizer = make_model(encoder, pooling=pooling), make_tokenizer(encoder)
-    rows, masks = tokenizer.pack([tokenizer.row(chunk) for chunk in tokenizer.chunks(SENTENCES[2], 8)])
+    rows, masks = tokenizer.pack([tokenizer.row(chunk.encoder_ids) for chunk in tokenizer.chunks(SENTENCES[2], 8)])
     with torch.no_grad():
         together = model.encode_rows(rows, masks)
         for n, (row, mask) in enumerate(zip(rows, masks, strict=True)):
@@ -66,7 +66,9 @@ def test_a_rows_vector_does_not_depend_on_the_rows_beside_it(encoder, pooling):
 
 def test_many_rows_come_in_several_calls_with_the_same_vectors(monkeypatch):
     model, tokenizer = make_model(), make_tokenizer()
-    rows, masks = tokenizer.pack([tokenizer.row(chunk) for chunk in tokenizer.chunks(" ".join(SENTENCES), 4)])
+    rows, masks = tokenizer.pack(
+        [tokenizer.row(chunk.encoder_ids) for chunk in tokenizer.chunks(" ".join(SENTENCES), 4)]
+    )
     with torch.no_grad():
         whole = model.encode_rows(rows, masks)
         monkeypatch.setattr("refrag.model.modeling_refrag._CALL_TOKENS", 20)

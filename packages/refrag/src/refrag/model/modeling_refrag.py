@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from latentlab_shared.errors import UserError
 from refrag.model.config_refrag import RefragConfig
 from refrag.model.documents import Segment
+from refrag.model.gate import Gate
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
@@ -32,7 +33,7 @@ class Embedded(TypedDict):
 
 
 class RefragModel(nn.Module):
-    """Encoder, projector and decoder.
+    """Encoder, projector, gate and decoder.
 
     Args:
         config: what it is made of.
@@ -55,6 +56,7 @@ class RefragModel(nn.Module):
         self.encoder: Any = encoder
         self.decoder: Any = decoder
         self.projector = make_projector(config, self.encoder_dim, self.decoder_dim)
+        self.gate = Gate(self.encoder_dim, config.gate_dim, asks=config.conditioning != "none")
         self.set_trained(config.training_model)
 
     @property
@@ -79,10 +81,19 @@ class RefragModel(nn.Module):
         found = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
         return int(found) if found else None
 
-    def set_trained(self, letters: str) -> None:
-        """Let the parts named by their letters learn, and no others."""
+    def set_trained(self, letters: str, gate: bool = False) -> None:
+        """Let the parts named by their letters learn, and the gate if wished, and no others."""
         for letter, part in (("p", self.projector), ("e", self.encoder), ("d", self.decoder)):
             part.requires_grad_(letter in letters)
+        self.gate.requires_grad_(gate)
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module, but parts that do not learn stay in evaluation mode: no dropout in them."""
+        super().train(mode)
+        for part in (self.projector, self.encoder, self.decoder):
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        return self
 
     # -- from tokens to slots ------------------------------------------------------------------------------------------
 
@@ -122,6 +133,24 @@ class RefragModel(nn.Module):
         table: Any = self.decoder.get_input_embeddings()
         found: Tensor = table(torch.tensor(list(ids), dtype=torch.long, device=self.device))
         return found
+
+    def splice(self, pieces: Sequence[Sequence[int] | None], projected: Tensor) -> Tensor:
+        """Tokens and vectors side by side, (L, D).
+
+        Args:
+            pieces: decoder tokens, or None where the next vector stands.
+            projected: as many vectors as there are Nones, in the decoder's space, (R, D).
+        """
+        tokens: list[int] = []
+        gaps: list[int] = []
+        for piece in pieces:
+            if piece is None:
+                gaps.append(len(tokens))
+                tokens.append(0)
+            else:
+                tokens += piece
+        embeddings = self.embed(tokens)
+        return embeddings.index_copy(0, torch.tensor(gaps, device=embeddings.device), projected) if gaps else embeddings
 
     def forward(self, segments: Sequence[Segment]) -> list[Embedded]:
         """Embeddings of tokenized segments, in their order.

@@ -18,6 +18,7 @@ from latentlab_shared.errors import UserError
 from refrag.model.documents import Segment, parse_segments
 from refrag.model.tokenizer.alignment import align
 from refrag.model.tokenizer.loading import load_tokenizer
+from refrag.model.tokenizer.spans import plain_ids
 
 RowFormat = Literal["cls", "seed"]
 
@@ -108,17 +109,17 @@ class RefragTokenizer:
         if segment["type"] == "decoder":
             return {**segment, "tokens": self.decoder_ids(text)}
         if self.row_format == "seed":
-            ids = _plain_ids(self.encoder_tokenizer, text)
+            ids = plain_ids(text, self.encoder_tokenizer)
             rows, mask = self.pack([ids[at : at + compression] for at in range(0, len(ids), compression)], compression)
             return {**segment, "tokens": ids, "packed_tokens": rows, "attention_mask": mask}
         chunks = self.chunks(text, compression)
-        rows, mask = self.pack([self.row(chunk) for chunk in chunks])
+        rows, mask = self.pack([self.row(chunk.encoder_ids) for chunk in chunks])
         ids = [token for chunk in chunks for token in chunk.encoder_ids]
         return {**segment, "tokens": ids, "packed_tokens": rows, "attention_mask": mask, "chunks": chunks}
 
     def decoder_ids(self, text: str) -> list[int]:
-        """Decoder ids of a text, without special tokens of the tokenizer's own making."""
-        return _plain_ids(self.decoder_tokenizer, text)
+        """Decoder ids of a text; no name of a special token in it is taken for one."""
+        return plain_ids(text, self.decoder_tokenizer)
 
     def chunks(self, text: str, compression: int | None = None) -> list[Chunk]:
         """Cut a document at places where both tokenizers do, as late as k encoder tokens allow.
@@ -150,10 +151,11 @@ class RefragTokenizer:
             chunks.append(Chunk(start, end, *ids))
         return [chunk for chunk in chunks if chunk.encoder_ids or chunk.decoder_ids]
 
-    def row(self, chunk: Chunk) -> list[int]:
-        """The encoder's row of a chunk, with the marks that the encoder has."""
+    def row(self, ids: Sequence[int], question: Sequence[int] = ()) -> list[int]:
+        """The encoder's row of some tokens, with the marks that the encoder has; a question comes first, if given."""
         cls, sep = self.encoder_tokenizer.cls_token_id, self.encoder_tokenizer.sep_token_id
-        return [*([] if cls is None else [cls]), *chunk.encoder_ids, *([] if sep is None else [sep])]
+        first, last = [] if cls is None else [cls], [] if sep is None else [sep]
+        return [*first, *([*question, *last] if question else []), *ids, *last]
 
     def pack(self, rows: Sequence[Sequence[int]], width: int = 0) -> tuple[list[list[int]], list[list[int]]]:
         """Rows padded to the longest (at least ``width``), and their attention mask."""
@@ -163,7 +165,3 @@ class RefragTokenizer:
             [[*row, *[pad] * (width - len(row))] for row in rows],
             [[1] * len(row) + [0] * (width - len(row)) for row in rows],
         )
-
-
-def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer.encode(text, add_special_tokens=False, truncation=False, padding=False, verbose=False))

@@ -9,6 +9,7 @@ from latentlab_shared.errors import UserError
 from refrag.bench.oracle import HARD
 from refrag.model.documents import Doc, RefragParseError, escape, parse_segments
 from refrag.model.tokenization_refrag import RefragTokenizer
+from refrag.model.tokenizer.spans import plain_ids
 
 MARKS = '<>&"\'/ =\ndocid</doc><doc id="1">&lt;&amp;'
 
@@ -145,7 +146,7 @@ def test_rows_carry_the_encoders_marks():
 def test_chunks_tile_a_document(text, encoder, decoder, k):
     made = make(encoder, decoder)
     chunks = made.chunks(text, k)
-    plain = [side.encode(text, add_special_tokens=False) for side in (made.encoder_tokenizer, made.decoder_tokenizer)]
+    plain = [plain_ids(text, side) for side in (made.encoder_tokenizer, made.decoder_tokenizer)]
     assert [t for c in chunks for t in c.encoder_ids] == plain[0]
     assert [t for c in chunks for t in c.decoder_ids] == plain[1]
     if chunks:
@@ -159,6 +160,18 @@ def test_chunks_are_as_long_as_agreed_cuts_allow():
     for k in (1, 4, 8, 16):
         lengths = [len(chunk.encoder_ids) for chunk in made.chunks(text, k)]
         assert set(lengths[:-1]) == {k} and 0 < lengths[-1] <= k
+
+
+def test_names_of_special_tokens_in_a_document_are_text():
+    made = make("roberta", "gpt2")
+    text = "end <|endoftext|> </s> [CLS] now"
+    special = {*made.encoder_tokenizer.all_special_ids}, {*made.decoder_tokenizer.all_special_ids}
+    (document, rest) = made.tokenize(
+        [{"type": t, "raw_text": text, "meta": {}} for t in ("encoder", "decoder")]  # type: ignore[typeddict-item]
+    )
+    assert not special[0] & set(document["tokens"]) and not special[1] & set(rest["tokens"])
+    assert not special[1] & {t for chunk in document["chunks"] for t in chunk.decoder_ids}
+    assert made.decoder_tokenizer.decode(rest["tokens"]) == text
 
 
 def test_a_document_without_text_has_no_rows():

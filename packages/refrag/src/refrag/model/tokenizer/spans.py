@@ -98,7 +98,7 @@ def token_spans(text: str, tokenizer: PreTrainedTokenizerBase, ruler: Ruler) -> 
     """Tokenize a text without special tokens and say where each token stands.
 
     Args:
-        text: what ``ruler`` measured.
+        text: what ``ruler`` measured; a special token's name in it is text like any other.
         tokenizer: any of transformers', fast or slow; its truncation and padding are left aside.
         ruler: of the text, whose unit decides what positions count.
     """
@@ -111,6 +111,7 @@ def token_spans(text: str, tokenizer: PreTrainedTokenizerBase, ruler: Ruler) -> 
             return_token_type_ids=False,
             truncation=False,
             padding=False,
+            split_special_tokens=True,
             verbose=False,
         )
         ids = list(found["input_ids"])
@@ -121,7 +122,7 @@ def token_spans(text: str, tokenizer: PreTrainedTokenizerBase, ruler: Ruler) -> 
         spelt = _spelt(tokenizer.convert_ids_to_tokens(ids), text)
         return TokenSpans(ids, *(spelt or (ruler.bytes_at[starts], ruler.bytes_at[ends])))
 
-    ids = list(tokenizer.encode(text, add_special_tokens=False, truncation=False, padding=False, verbose=False))
+    ids = plain_ids(text, tokenizer)
     tokens = tokenizer.convert_ids_to_tokens(ids)
     spelt = _spelt(tokens, text)
     if spelt:
@@ -132,6 +133,14 @@ def token_spans(text: str, tokenizer: PreTrainedTokenizerBase, ruler: Ruler) -> 
         if ruler.unit == "char"
         else TokenSpans(ids, ruler.bytes_at[starts], ruler.bytes_at[ends])
     )
+
+
+def plain_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens of a text as it is: none added, none left out, and no name of a special token taken for one."""
+    found = tokenizer.encode(
+        text, add_special_tokens=False, truncation=False, padding=False, split_special_tokens=True, verbose=False
+    )
+    return list(found)
 
 
 # -- tokens that spell the text ------------------------------------------------------------------------------------
@@ -163,6 +172,24 @@ def _sentencepiece(tokens: Iterable[str]) -> list[bytes]:
     return [
         bytes([int(token[3:5], 16)]) if token in _BYTE_TOKENS else token.replace("▁", " ").encode() for token in tokens
     ]
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
+    """What each token of a vocabulary adds to a text, in UTF-8; nothing for special tokens.
+
+    Of WordPiece, a token that opens a word brings the blank before it.
+    """
+    size = len(tokenizer)
+    tokens = tokenizer.convert_ids_to_tokens(list(range(size)))
+    special = set(tokenizer.all_special_ids)
+    spelling = [token for n, token in enumerate(tokens) if n not in special and token is not None]
+    if any(token.startswith("##") and len(token) > 2 for token in spelling) and not any("▁" in t for t in spelling):
+        pieces = [token[2:].encode() if token.startswith("##") else b" " + token.encode() for token in tokens]
+    elif len(_byte_level(spelling)) == len(spelling):
+        pieces = [b"".join(_byte_level([token])) for token in tokens]
+    else:
+        pieces = _sentencepiece(tokens)
+    return [b"" if n in special else piece for n, piece in enumerate(pieces)]
 
 
 # -- tokens that do not -----------------------------------------------------------------------------------------------

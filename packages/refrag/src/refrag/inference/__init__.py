@@ -1,0 +1,1 @@
+"""The object a user holds: questions and documents in, cited answers out."""

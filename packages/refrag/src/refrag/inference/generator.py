@@ -1,0 +1,262 @@
+"""Answers with citations: the object that a user holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList
+from transformers.generation.streamers import BaseStreamer
+
+from latentlab_shared.errors import UserError
+from refrag.inference.citations import Citation, CitationRule, CitationRules, Vocabulary, find_citations
+from refrag.inference.prompt import frame
+from refrag.inference.vectors import RowVectors
+from refrag.inference.window import Slot, Window, build_window
+from refrag.model.documents import Doc, Message
+from refrag.model.gate import Budget, choose, signs
+from refrag.model.modeling_refrag import RefragModel
+from refrag.model.tokenization_refrag import Chunk, RefragTokenizer
+from refrag.model.tokenizer.spans import plain_ids
+
+Question = str | Sequence[Message]
+
+_QUESTION_TOKENS = 64  # of the question, as the encoder reads it
+_settings: Any = GenerationConfig  # its constructor has no types
+_GREEDY: GenerationConfig = _settings(max_new_tokens=64, do_sample=False)
+_SOME = Budget(fraction=0.1)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a question got.
+
+    Attributes:
+        text: the answer, with its citations in brackets.
+        citations: each names one of the given documents.
+        slots: the slot map: what every document's chunks were for the decoder.
+        window_length: positions the decoder read.
+        full_length: positions it would have read with everything expanded.
+        encoded_rows: rows the encoder had to read; none if all were in the cache.
+        new_tokens: of the answer.
+    """
+
+    text: str
+    citations: tuple[Citation, ...]
+    slots: tuple[Slot, ...]
+    window_length: int
+    full_length: int
+    encoded_rows: int
+    new_tokens: int
+
+
+class RefragGenerator:
+    """A model, its tokenizer and, if wished, a cache of chunk vectors.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: of the model; its rows must end where both tokenizers cut.
+        cache: a folder for chunk vectors; None encodes every time.
+        cache_dtype: how they are kept, ``float32`` or ``float16``.
+    """
+
+    def __init__(
+        self, model: RefragModel, tokenizer: RefragTokenizer, cache: Path | None = None, cache_dtype: str = "float32"
+    ) -> None:
+        if tokenizer.row_format == "seed":
+            raise UserError("bare rows cannot be expanded", "row_format", "Use the row format cls")
+        self.model, self.tokenizer = model, tokenizer
+        self.vectors = RowVectors(model, tokenizer, cache, cache_dtype)
+        self._vocabulary = Vocabulary(tokenizer.decoder_tokenizer)
+        self._chunks = lru_cache(maxsize=4096)(tokenizer.chunks)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, cache: Path | None = None, cache_dtype: str = "float32", device: str = "cpu"
+    ) -> RefragGenerator:
+        """Read what ``save_pretrained`` wrote.
+
+        Raises:
+            UserError: if there is no model in the folder, or it is damaged.
+        """
+        model = RefragModel.from_pretrained(folder).to(device)
+        home, config = Path(folder), model.config
+        tokenizer = RefragTokenizer.from_pretrained(
+            home / "encoder", home / "decoder", config.compression, config.row_format
+        )
+        return cls(model, tokenizer, cache, cache_dtype)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model and tokenizers."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.encoder_tokenizer.save_pretrained(Path(folder) / "encoder")
+        self.tokenizer.decoder_tokenizer.save_pretrained(Path(folder) / "decoder")
+
+    # -- what the decoder will read ------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def window(
+        self,
+        question: Question,
+        docs: Sequence[Doc],
+        *,
+        budget: Budget | None = _SOME,
+        scores: Sequence[float] | None = None,
+        compression: int | None = None,
+    ) -> Window:
+        """The decoder's prompt for a question.
+
+        Args:
+            question: a text, or a conversation that ends with one.
+            docs: what was retrieved, in its order; ids differ.
+            budget: what may be expanded to tokens; None for nothing.
+            scores: of all chunks, in place of the gate's.
+            compression: another k than the tokenizer's own.
+
+        Raises:
+            UserError: if two documents have one id, or the scores do not fit.
+        """
+        if len({doc.id for doc in docs}) < len(docs):
+            raise UserError("two documents have the same id", "docs", "Give each its own")
+        messages: Sequence[Message] = (
+            [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
+        )
+        around = frame(messages, self.tokenizer)
+        chunks = [self._chunks(doc.text, compression) for doc in docs]
+        every = [chunk for parts in chunks for chunk in parts]
+        asked = plain_ids(messages[-1]["content"], self.tokenizer.encoder_tokenizer)[:_QUESTION_TOKENS]
+        vectors, query = self._read(every, asked)
+        rated: list[float] | None = None if scores is None else [float(score) for score in scores]
+        if rated is None and budget is not None:
+            rated = self.rate(docs, chunks, vectors, asked, query).tolist()
+        if rated is not None and len(rated) != len(every):
+            raise UserError(f"{len(rated)} scores for {len(every)} chunks", "scores")
+        expanded = [False] * len(every)
+        if budget is not None and rated is not None:
+            expanded = choose(rated, [len(chunk.decoder_ids) for chunk in every], budget)
+        return build_window(self.model, self.tokenizer, docs, chunks, vectors, expanded, rated, around)
+
+    def _read(self, chunks: Sequence[Chunk], asked: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Vectors of chunks (N, E) and of the question (E,), as the conditioning wants; one encoder call for all."""
+        conditioning = self.model.config.conditioning
+        beside = asked if conditioning == "joint" else ()
+        rows = [self.tokenizer.row(chunk.encoder_ids, beside) for chunk in chunks]
+        if conditioning == "none":
+            return self.vectors(rows), None
+        found = self.vectors([*rows, self.tokenizer.row(asked)])
+        return found[:-1], found[-1]
+
+    def rate(
+        self,
+        docs: Sequence[Doc],
+        chunks: Sequence[Sequence[Chunk]],
+        vectors: Tensor,
+        asked: Sequence[int],
+        query: Tensor | None,
+    ) -> Tensor:
+        """The gate's logit of every chunk, (N,)."""
+        every = [chunk.encoder_ids for parts in chunks for chunk in parts]
+        numbers = [
+            any(c.isdigit() for c in doc.text[chunk.start : chunk.end])
+            for doc, parts in zip(docs, chunks, strict=True)
+            for chunk in parts
+        ]
+        asked = () if self.model.config.conditioning == "none" else asked
+        found: Tensor = self.model.gate(vectors, signs(every, numbers, asked), query)
+        return found
+
+    # -- answers -------------------------------------------------------------------------------------------------------
+
+    def answer(
+        self,
+        question: Question,
+        docs: Sequence[Doc],
+        *,
+        budget: Budget | None = _SOME,
+        scores: Sequence[float] | None = None,
+        compression: int | None = None,
+        generation: GenerationConfig = _GREEDY,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Answer one question.
+
+        Args:
+            question: as for ``window``.
+            docs: as for ``window``.
+            budget: as for ``window``.
+            scores: as for ``window``.
+            compression: as for ``window``.
+            generation: transformers' settings; greedy by default.
+            on_text: told each new piece of the answer as it comes.
+
+        Raises:
+            UserError: as for ``window``; if the decoder has not the room; if an id cannot be written by the decoder.
+        """
+        before = self.vectors.encoded
+        window = self.window(question, docs, budget=budget, scores=scores, compression=compression)
+        read = self.vectors.encoded - before
+        streamer = _Pieces(self.tokenizer.decoder_tokenizer, on_text) if on_text is not None else None
+        rules = LogitsProcessorList([CitationRules([self._rule(docs)])])
+        (ids,) = self.model.generate([window.embeddings], generation, logits_processor=rules, streamer=streamer)
+        return self._answer(ids, docs, window, read)
+
+    def answer_many(
+        self,
+        asked: Sequence[tuple[Question, Sequence[Doc]]],
+        *,
+        budget: Budget | None = _SOME,
+        compression: int | None = None,
+        generation: GenerationConfig = _GREEDY,
+    ) -> list[Answer]:
+        """Answer questions side by side, each from its own documents: the same answers as one by one."""
+        windows, read = [], []
+        for question, docs in asked:
+            before = self.vectors.encoded
+            windows.append(self.window(question, docs, budget=budget, compression=compression))
+            read.append(self.vectors.encoded - before)
+        rules = LogitsProcessorList([CitationRules([self._rule(docs) for _, docs in asked])])
+        found = self.model.generate([w.embeddings for w in windows], generation, logits_processor=rules)
+        return [
+            self._answer(ids, docs, window, rows)
+            for ids, (_, docs), window, rows in zip(found, asked, windows, read, strict=True)
+        ]
+
+    def _rule(self, docs: Sequence[Doc]) -> CitationRule:
+        return CitationRule(self._vocabulary, [doc.id for doc in docs])
+
+    def _answer(self, ids: list[int], docs: Sequence[Doc], window: Window, read: int) -> Answer:
+        text = _text(self.tokenizer.decoder_tokenizer, ids)
+        citations = tuple(find_citations(text, docs, window.slots))
+        return Answer(text, citations, window.slots, len(window.embeddings), window.full_length, read, len(ids))
+
+
+class _Pieces(BaseStreamer):
+    """Decodes tokens as they come, and holds back characters that are not whole yet."""
+
+    def __init__(self, tokenizer: Any, tell: Callable[[str], None]) -> None:
+        self.tokenizer, self.tell = tokenizer, tell
+        self.ids: list[int] = []
+        self.told = ""
+
+    def put(self, value: Tensor) -> None:
+        self.ids += value.flatten().tolist()
+        text = _text(self.tokenizer, self.ids)
+        if not text.endswith("\ufffd"):
+            self._say(text)
+
+    def end(self) -> None:
+        self._say(_text(self.tokenizer, self.ids))
+
+    def _say(self, text: str) -> None:
+        if text.startswith(self.told) and len(text) > len(self.told):
+            self.tell(text[len(self.told) :])
+            self.told = text
+
+
+def _text(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)).lstrip()

@@ -1,0 +1,189 @@
+"""The training loop of every stage: steps that depend on nothing but their number, so that a stop changes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from latentlab_shared.errors import RunFailed, UserError
+from latentlab_shared.files import atomic_path
+
+Log = Callable[[int, dict[str, float]], None]
+CHECKPOINT = Path("checkpoints") / "last.safetensors"
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How to step.
+
+    Attributes:
+        steps: updates in all.
+        batch_size: examples per update, over all processes.
+        learning_rate: AdamW's highest.
+        warmup: share of the steps in which the rate rises; a cosine to zero follows (the paper's 4 %).
+        weight_decay: of matrices.
+        clip: largest gradient norm.
+        seed: of every random choice.
+        checkpoint_every: updates between two checkpoints.
+    """
+
+    steps: int = 1000
+    batch_size: int = 16
+    learning_rate: float = 2e-4
+    warmup: float = 0.04
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    seed: int = 0
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        counts = {"steps": self.steps, "batch_size": self.batch_size, "checkpoint_every": self.checkpoint_every}
+        for name, count in counts.items():
+            if count < 1:
+                raise UserError(f"must be at least 1, not {count}", name)
+        for name in ("learning_rate", "clip"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise UserError(f"must be above 0, not {getattr(self, name)}", name)
+        if not 0 <= self.warmup <= 1:
+            raise UserError(f"must be in [0, 1], not {self.warmup}", "warmup")
+
+
+class Batches(Protocol):
+    """What a stage trains on."""
+
+    def batch(self, step: int, rank: int, world: int) -> Any:
+        """This process's share of the examples of a step; the same whenever it is asked."""
+        ...
+
+
+def learning_rate_share(step: int, steps: int, warmup: float) -> float:
+    """Share of the highest learning rate at a step: a linear rise, then a cosine to zero."""
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def run_steps(
+    objective: nn.Module,
+    batches: Batches,
+    settings: LoopSettings,
+    *,
+    folder: Path | None = None,
+    resume: bool = False,
+    log: Log = lambda step, values: None,
+    advance: Callable[[float], None] = lambda steps: None,
+    stop_after: int | None = None,
+) -> nn.Module:
+    """Train what is trainable in an objective, in place.
+
+    One process or several: under a launcher Accelerate averages the gradients, which are those of one process if every
+    process gets as many examples and the loss is a mean over examples.
+
+    Args:
+        objective: called with a batch, gives losses by name, among them ``loss``.
+        batches: of each step.
+        settings: how to step.
+        folder: for ``checkpoints/``; None keeps none.
+        resume: go on from the checkpoint in ``folder``; the result is that of a run without a stop.
+        log: told the losses of every step, from 1.
+        advance: told of every step.
+        stop_after: leave after so many steps in all, as a kill would, but with a checkpoint.
+
+    Returns:
+        The objective, in evaluation mode.
+
+    Raises:
+        UserError: if nothing is trainable, or the checkpoint is of other settings or damaged.
+        RunFailed: if a gradient is not finite.
+    """
+    trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+    if not trained:
+        raise UserError("nothing is trainable", "training_model", "Name parts to train: p, e, d")
+    torch.manual_seed(settings.seed)
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": [p for p in trained.values() if p.ndim > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in trained.values() if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+    )
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    wrapped, stepped = accelerator.prepare(objective, optimiser)
+    step = _load(folder / CHECKPOINT, trained, optimiser, settings) if folder is not None and resume else 0
+    rank, world = accelerator.process_index, accelerator.num_processes
+    if settings.batch_size % world:
+        raise UserError(f"{settings.batch_size} examples cannot be shared by {world} processes", "batch_size")
+    wrapped.train()
+    while step < min(settings.steps, stop_after or settings.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = settings.learning_rate * learning_rate_share(step, settings.steps, settings.warmup)
+        losses: dict[str, Tensor] = wrapped(batches.batch(step, rank, world))
+        stepped.zero_grad(set_to_none=True)
+        accelerator.backward(losses["loss"])
+        norm = accelerator.clip_grad_norm_(trained.values(), settings.clip)
+        if norm is not None and not torch.isfinite(norm):
+            raise RunFailed(f"the gradient is not finite at step {step + 1}", "learning_rate", "Lower it")
+        stepped.step()
+        step += 1
+        found = {name: float(value.detach()) for name, value in losses.items()}
+        if accelerator.is_main_process:
+            log(step, found)
+            ends = step in (settings.steps, stop_after)
+            if folder is not None and (ends or step % settings.checkpoint_every == 0):
+                _save(folder / CHECKPOINT, trained, optimiser, settings, step)
+        advance(1)
+    return objective.eval()
+
+
+def _save(
+    path: Path, trained: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, settings: LoopSettings, step: int
+) -> None:
+    """Write everything that decides the rest of the run: weights, the optimiser's state, the random generator."""
+    from safetensors.torch import save_file
+
+    tensors = {"rng": torch.get_rng_state(), **{f"weights/{name}": p.detach() for name, p in trained.items()}}
+    for index, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser/{index}/{key}": value for key, value in state.items()}
+    own = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(own, temporary, {"step": str(step), "settings": json.dumps(asdict(settings), sort_keys=True)})
+
+
+def _load(
+    path: Path, trained: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, settings: LoopSettings
+) -> int:
+    """Read what ``_save`` wrote, and return its step; without a checkpoint the run begins at the beginning."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return 0
+    try:
+        with safe_open(path, "pt") as file:
+            held = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        step, before = int(held["step"]), json.loads(held["settings"])
+        if before != asdict(settings):
+            differing = sorted(key for key, value in asdict(settings).items() if before.get(key) != value)
+            raise UserError(f"the run began with another {', '.join(differing)}", path, "Resume without changing it")
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(tensors[f"weights/{name}"])
+        states: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimiser/"):
+                _, index, name = key.split("/")
+                states.setdefault(int(index), {})[name] = value
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": states})
+        torch.set_rng_state(tensors["rng"])
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+        raise UserError("the checkpoint is damaged", path, "Delete it to train from the start") from error
+    return step

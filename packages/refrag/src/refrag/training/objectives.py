@@ -1,0 +1,200 @@
+"""Reconstruction and continual pre-training: a context as vectors, then text that the decoder has to write.
+
+Reconstruction: the text is the context's own. With the decoder frozen, encoder and projector learn to say in one vector
+what k tokens say. Next paragraph: the text is what follows, and some chunks of the context are left as tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from latentlab_shared.errors import UserError
+from refrag.model.modeling_refrag import RefragModel
+from refrag.model.tokenization_refrag import Chunk, RefragTokenizer
+
+LONGEST = 9  # the paper's stages, and its lengths 1, 2, 4 … 256 chunks
+
+
+Piece = tuple[int, ...] | Chunk
+"""Decoder tokens, or a chunk that stands as one vector."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A context and what the decoder has to write after it.
+
+    Attributes:
+        pieces: of the context.
+        target: decoder tokens to write.
+    """
+
+    pieces: tuple[Piece, ...]
+    target: tuple[int, ...]
+
+
+class ContinuationObjective(nn.Module):
+    """Mean negative log-likelihood of a token of the targets, in nats; each passage counts the same.
+
+    Args:
+        model: whose parts learn as its ``training_model`` says.
+        tokenizer: makes rows of chunks.
+    """
+
+    def __init__(self, model: RefragModel, tokenizer: RefragTokenizer) -> None:
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+
+    def forward(self, batch: Sequence[Passage]) -> dict[str, Tensor]:
+        """``loss`` of a batch."""
+        return {"loss": self.per_passage(batch).mean()}
+
+    def per_passage(self, batch: Sequence[Passage]) -> Tensor:
+        """Mean negative log-likelihood of each passage's target, (B,); one encoder and one decoder call."""
+        model = self.model
+        prompts = self.prompts(batch)
+        sequences = [
+            torch.cat([prompt, model.embed(passage.target[:-1])])
+            for prompt, passage in zip(prompts, batch, strict=True)
+        ]
+        inputs = nn.utils.rnn.pad_sequence(sequences, batch_first=True)  # (B, L, D)
+        lengths = torch.tensor([len(s) for s in sequences], device=inputs.device)
+        mask = (torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]).long()
+        logits = model.decoder(inputs_embeds=inputs, attention_mask=mask).logits  # (B, L, V)
+        found = []
+        for row, (prompt, passage) in enumerate(zip(prompts, batch, strict=True)):
+            target = torch.tensor(passage.target, device=inputs.device)
+            start = len(prompt) - 1  # the last slot of the prompt expects the first token of the target
+            found.append(F.cross_entropy(logits[row, start : start + len(target)].float(), target))
+        return torch.stack(found)
+
+    def prompts(self, batch: Sequence[Passage]) -> list[Tensor]:
+        """The slots of every context, (L_i, D): all rows that are compressed in one encoder call."""
+        model, tokenizer = self.model, self.tokenizer
+        kept = [[piece for piece in passage.pieces if isinstance(piece, Chunk)] for passage in batch]
+        rows, masks = tokenizer.pack([tokenizer.row(chunk.encoder_ids) for chunks in kept for chunk in chunks])
+        projected = torch.split(model.project(model.encode_rows(rows, masks)), [len(chunks) for chunks in kept])
+        return [
+            model.splice([None if isinstance(piece, Chunk) else piece for piece in passage.pieces], vectors)
+            for passage, vectors in zip(batch, projected, strict=True)
+        ]
+
+
+def curriculum(share: float, longest: int, stages: int = LONGEST) -> list[float]:
+    """Weights of contexts of 1, 2, 4 … chunks at a point of the training: each stage halves around its own length.
+
+    Args:
+        share: of the training done, 0 … 1.
+        longest: how many lengths there are: 2 ** (longest - 1) chunks at most.
+        stages: of the curriculum; the first has mostly one chunk, the last mostly the longest.
+
+    Source: the paper's table 8, a geometric mixture that moves from short to long in nine stages.
+    """
+    stage = min(stages - 1, int(share * stages))
+    centre = stage * (longest - 1) / max(1, stages - 1)
+    weights = [2.0 ** -abs(length - centre) for length in range(longest)]
+    return [weight / sum(weights) for weight in weights]
+
+
+class ReconstructionBatches:
+    """Stretches of texts that the decoder has to write again from their vectors.
+
+    Args:
+        texts: of the corpus.
+        tokenizer: both sides of it.
+        batch_size: passages per step, over all processes.
+        steps: of the training, over which the curriculum runs.
+        longest: lengths are 1, 2, 4 … 2 ** (longest - 1) chunks.
+        seed: of the draws.
+        with_curriculum: False draws every length equally often, all the time.
+        compression: another k than the tokenizer's own.
+
+    Raises:
+        UserError: if no text is long enough for the longest stretch.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        tokenizer: RefragTokenizer,
+        batch_size: int,
+        steps: int,
+        longest: int,
+        seed: int,
+        with_curriculum: bool = True,
+        compression: int | None = None,
+    ) -> None:
+        cut = [tokenizer.chunks(text, compression) for text in texts]
+        self.texts = [chunks for chunks in cut if len(chunks) >= 2 ** (longest - 1)]
+        if not self.texts:
+            raise UserError(f"no text has {2 ** (longest - 1)} chunks", "data", "Give longer texts, or a lower longest")
+        self.batch_size, self.steps, self.longest, self.seed = batch_size, steps, longest, seed
+        self.with_curriculum = with_curriculum
+
+    def batch(self, step: int, rank: int, world: int) -> list[Passage]:
+        """Every ``world``-th passage of a step, from ``rank`` on."""
+        draw = random.Random(f"{self.seed} {step}")
+        weights = curriculum(step / self.steps, self.longest) if self.with_curriculum else [1.0] * self.longest
+        passages = []
+        for exponent in draw.choices(range(self.longest), weights, k=self.batch_size):
+            chunks = draw.choice(self.texts)
+            count = 2**exponent
+            start = draw.randrange(len(chunks) - count + 1)
+            stretch = tuple(chunks[start : start + count])
+            target = tuple(token for chunk in stretch for token in chunk.decoder_ids)
+            passages.append(Passage(stretch, target))
+        return passages[rank::world]
+
+
+class NextParagraphBatches:
+    """Contexts of ``context`` chunks and the tokens that follow them.
+
+    Args:
+        texts: of the corpus.
+        tokenizer: both sides of it.
+        batch_size: passages per step, over all processes.
+        context: chunks before the target.
+        target: chunks whose decoder tokens are the target.
+        expanded: share of the context's chunks left as tokens, drawn at random (the paper's 0.1).
+        seed: of the draws.
+        compression: another k than the tokenizer's own.
+
+    Raises:
+        UserError: if no text is long enough.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        tokenizer: RefragTokenizer,
+        batch_size: int,
+        context: int,
+        target: int,
+        seed: int,
+        expanded: float = 0.1,
+        compression: int | None = None,
+    ) -> None:
+        cut = [tokenizer.chunks(text, compression) for text in texts]
+        self.texts = [chunks for chunks in cut if len(chunks) >= context + target]
+        if not self.texts:
+            raise UserError(f"no text has {context + target} chunks", "data", "Give longer texts")
+        self.batch_size, self.context, self.target, self.seed = batch_size, context, target, seed
+        self.expanded = expanded
+
+    def batch(self, step: int, rank: int, world: int) -> list[Passage]:
+        """Every ``world``-th passage of a step, from ``rank`` on."""
+        draw = random.Random(f"{self.seed} {step}")
+        passages = []
+        for _ in range(self.batch_size):
+            chunks = draw.choice(self.texts)
+            start = draw.randrange(len(chunks) - self.context - self.target + 1)
+            end = start + self.context
+            pieces = tuple(c.decoder_ids if draw.random() < self.expanded else c for c in chunks[start:end])
+            target = tuple(token for chunk in chunks[end : end + self.target] for token in chunk.decoder_ids)
+            passages.append(Passage(pieces, target))
+        return passages[rank::world]
