@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from latentlab_shared.cli import input_text
 from latentlab_shared.errors import UserError
 
 PROGRAM = '''
@@ -217,3 +218,12 @@ def test_a_closed_stdout_is_no_fault(program):
 def test_an_error_cannot_command_the_terminal():
     error = UserError("has \x1b[31mred\x1b[0m words", "a\u202eb\nc.txt")
     assert str(error) == "a\ufffdb c.txt: has \ufffd[31mred\ufffd[0m words"
+
+
+def test_text_that_is_no_utf8_and_a_closed_stdin_are_named(tmp_path, monkeypatch):
+    (tmp_path / "latin1.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    with pytest.raises(UserError, match="not UTF-8 text"), input_text(str(tmp_path / "latin1.txt")) as file:
+        file.read()
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UserError, match="stdin is closed"), input_text("-"):
+        pass

@@ -149,6 +149,7 @@ def test_a_model_that_was_trained_again_takes_the_place_of_the_one_before(tmp_pa
         (["train", "--set", "train.learning_rate=-1"], "train.learning_rate must be positive"),
         (["train", "--set", "train.learning_rate=.inf"], "train.learning_rate must be positive"),
         (["train", "--set", "train.clip=.nan"], "train.clip must be at least 0"),
+        (["train", "--set", "train.seed=99999999999"], "train.seed must be at most"),
         (["train", "--set", "train.warmup=2"], "train.warmup is a share"),
         (["train", "--set", "train.accumulate=3"], "train.batch_size must be a multiple"),
         (["train", "--set", "train.schedule=steep"], "is not one of"),
@@ -228,3 +229,28 @@ def test_under_torchrun_one_process_writes_and_prints(tmp_path: Path) -> None:
     found = json.loads(done.stdout)  # one object, of one process
     assert found["articles"] == 120 and (tmp_path / "run" / "catalogue" / "catalogue.json").is_file()
     assert nrms("recommend", "--model", tmp_path / "run", "--history", "N1", "--json").returncode == 0
+
+
+def test_a_run_remembers_its_data(tmp_path: Path) -> None:
+    write_sample(tmp_path / "mine", SampleConfig(articles=120, users=20, train=60, dev=20, candidates=8))
+    sizes = [
+        "--set",
+        "model.heads=2",
+        "--set",
+        "model.head_dim=4",
+        "--set",
+        "model.word_dim=8",
+        "--set",
+        "train.epochs=1",
+    ]
+    done = nrms("train", "--data", "mine", "--output-dir", "run", *sizes, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "--model run --history" in (tmp_path / "run/README.md").read_text()
+    assert nrms("train", "--resume", "run", cwd=tmp_path).returncode == 0
+    done = nrms("evaluate", "--model", "run", "--json", cwd=tmp_path)
+    assert done.returncode == 0 and json.loads((tmp_path / "run/results.json").read_text())["data"].startswith(
+        "mine, dev"
+    )
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    done = nrms("evaluate", "--model", "run", cwd=tmp_path)
+    assert done.returncode == 2 and "gone" in done.stderr and "--data" in done.stderr

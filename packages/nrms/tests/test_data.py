@@ -3,6 +3,7 @@
 import tracemalloc
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -430,3 +431,68 @@ def test_a_folder_of_parts_is_copied_row_by_row(tmp_path: Path) -> None:
     account = prepare(str(tmp_path / "in"), tmp_path / "out", limit=3)
     assert account["impressions"] == {"train": 3, "test": 1}
     assert list(read_behaviors(tmp_path / "out/train/behaviors.tsv")) == LOG[:3]
+
+
+def test_a_log_in_one_folder_is_split_by_time(tmp_path: Path) -> None:
+    shuffled = [LOG[i % len(LOG)] for i in range(10)]
+    log = [replace(shuffled[i], time=datetime(2026, 1, 1 + (7 * i) % 10)) for i in range(10)]
+    write_part(tmp_path / "in", NEWS, log)
+    account = prepare(str(tmp_path / "in"), tmp_path / "out")
+    assert account["impressions"] == {"train": 8, "dev": 2}
+    train, dev = (list(read_behaviors(tmp_path / "out" / part / "behaviors.tsv")) for part in ("train", "dev"))
+    assert train == [i for i in log if i.time.day < 9] and dev == [i for i in log if i.time.day >= 9]
+
+
+def test_a_source_that_fails_leaves_what_was_prepared_before(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("bad", 1)):
+        write_part(tmp_path / name / "train", NEWS, LOG[seed:])
+        write_part(tmp_path / name / "dev", NEWS, LOG)
+    with (tmp_path / "bad/dev/behaviors.tsv").open("a") as log:
+        log.write("not a row\n")
+    prepare(str(tmp_path / "a"), tmp_path / "out")
+    held = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    for out, left in (("out", held), ("new", {})):
+        with pytest.raises(UserError, match="behaviors.tsv:"):
+            prepare(str(tmp_path / "bad"), tmp_path / out)
+        assert {path: path.read_bytes() for path in (tmp_path / out).rglob("*") if path.is_file()} == left
+    assert not (tmp_path / "new").exists()
+
+
+def test_parts_of_an_earlier_source_do_not_stay(tmp_path: Path) -> None:
+    write_part(tmp_path / "three/train", NEWS, LOG)
+    write_part(tmp_path / "three/test", NEWS, LOG)
+    write_part(tmp_path / "one/train", NEWS, LOG[:2])
+    prepare(str(tmp_path / "three"), tmp_path / "out")
+    prepare(str(tmp_path / "one"), tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["prepared.json", "train"]
+
+
+def test_times_with_a_zone_are_written_in_utc(tmp_path: Path) -> None:
+    source = events(
+        tmp_path,
+        "u\t2026-01-01T23:30:00+09:00\tA1\t1\t1\nu\t2026-01-01T15:00:00\tA2\t1\t2\nu\t1767279600\tA3\t1\t3\n",
+    )
+    prepare(str(source), tmp_path / "out")
+    written = [
+        *read_behaviors(tmp_path / "out/train/behaviors.tsv"),
+        *read_behaviors(tmp_path / "out/dev/behaviors.tsv"),
+    ]
+    assert [i.time.isoformat() for i in written] == [
+        "2026-01-01T14:30:00",
+        "2026-01-01T15:00:00",
+        "2026-01-01T15:00:00",
+    ]
+    assert parse_time("2019-11-11T23:30:00+09:00", "x") == datetime(2019, 11, 11, 14, 30)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("u\t0001-01-01\tA1\t1\t1", "is no time"),
+        ("u\t9999-12-31T23:59:59-10:00\tA1\t1\t1", "is no time"),
+        ("u\t2026-01-01\tA\u00a01\t1\t1", "has a blank or a hyphen"),
+    ],
+)
+def test_events_that_mind_cannot_hold_are_named(tmp_path: Path, row: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"events.tsv:2.*{said}|{said}"):
+        prepare(str(events(tmp_path, f"{row}\n")), tmp_path / "out")

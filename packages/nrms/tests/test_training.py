@@ -277,6 +277,29 @@ def test_what_a_run_refuses(data: Path, tmp_path: Path, edit: str, message: str)
         )
 
 
+@pytest.mark.parametrize("edit", ["bad row", "no train", "vectors", "sizes"])
+def test_a_refused_training_touches_no_folder(data: Path, tmp_path: Path, edit: str) -> None:
+    """Neither a new one, which would bar the corrected command, nor an earlier run that --overwrite may replace."""
+    source, config = tmp_path / "d", TINY
+    write_sample(source, SMALL_SAMPLE)
+    train(source, tmp_path / "good", TINY, device="cpu")
+    held = {path: path.read_bytes() for path in (tmp_path / "good").rglob("*") if path.is_file()}
+    if edit == "bad row":
+        with (source / "dev/behaviors.tsv").open("a") as log:
+            log.write("x\n")
+    if edit == "no train":
+        (source / "train").rename(source / "x")
+    if edit == "vectors":
+        config = changed(vectors=str(tmp_path / "no-such.txt"))
+    if edit == "sizes":
+        config = replace(TINY, model=replace(TINY.model, heads=10**8))
+    for run in ("new", "good"):
+        with pytest.raises(UserError):
+            train(source, tmp_path / run, config, overwrite=run == "good", device="cpu")
+    assert not (tmp_path / "new").exists()
+    assert {path: path.read_bytes() for path in (tmp_path / "good").rglob("*") if path.is_file()} == held
+
+
 def test_a_loss_that_is_no_number_ends_the_run_with_one_line(data: Path, tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="not a number"):
         train(data, tmp_path / "run", changed(learning_rate=1e30, clip=0.0, epochs=9), device="cpu")

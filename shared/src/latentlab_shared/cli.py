@@ -323,7 +323,10 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> 
 def input_text(source: str) -> Iterator[typing.TextIO]:
     """Open a file, or stdin for ``-``, as UTF-8 text; what cannot be read is a ``UserError``."""
     if source == "-":
-        yield sys.stdin
+        if sys.stdin is None or sys.stdin.closed:
+            raise UserError("stdin is closed", source, "Give a file, or text through a pipe")
+        with _clear_decoding("stdin"):
+            yield sys.stdin
         return
     try:
         file = Path(source).open(encoding="utf-8")  # noqa: SIM115  (closed by the with below)
@@ -333,5 +336,13 @@ def input_text(source: str) -> Iterator[typing.TextIO]:
         raise UserError("this is a folder", source, "Give a file") from None
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", source) from None
-    with file:
+    with file, _clear_decoding(source):
         yield file
+
+
+@contextmanager
+def _clear_decoding(source: str) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise UserError(f"is not UTF-8 text (byte {error.start})", source, "Convert it to UTF-8") from None

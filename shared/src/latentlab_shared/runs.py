@@ -62,15 +62,7 @@ class RunFolder:
             UserError: if the folder holds something already, or another process writes to it.
         """
         path = Path(path)
-        holds = [p.name for p in path.iterdir() if p.name != ".lock"] if path.is_dir() else []
-        began = set(holds) - {"environment.json"}  # a kill before config.json leaves that file: no run yet
-        if began and not (overwrite and "config.json" in holds):
-            fix = (
-                f"Go on with --resume {path}, choose another --output-dir, or --overwrite it"
-                if "config.json" in holds
-                else ""
-            )
-            raise UserError("the folder is not empty", path, fix or "Choose another --output-dir")
+        holds = cls.ensure_free(path, overwrite=overwrite)
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
@@ -80,6 +72,25 @@ class RunFolder:
         write_json(path / "environment.json", environment(seed, data, packages))
         write_json(path / "config.json", plain(config))  # last: a folder with it is a run that began
         return cls(path, lock, [make_tracker(name, path, config) for name in track])
+
+    @classmethod
+    def ensure_free(cls, path: Path, *, overwrite: bool = False) -> list[str]:
+        """The names that `create` would remove; call it before the work that comes before `create`.
+
+        Raises:
+            UserError: if the folder holds something that `create` would refuse to remove.
+        """
+        path = Path(path)
+        holds = [p.name for p in path.iterdir() if p.name != ".lock"] if path.is_dir() else []
+        began = set(holds) - {"environment.json"}  # a kill before config.json leaves that file: no run yet
+        if began and not (overwrite and "config.json" in holds):
+            fix = (
+                f"Go on with --resume {path}, choose another --output-dir, or --overwrite it"
+                if "config.json" in holds
+                else ""
+            )
+            raise UserError("the folder is not empty", path, fix or "Choose another --output-dir")
+        return holds
 
     @classmethod
     def resume(cls, path: Path, config: Any = None, track: Iterable[str] = ()) -> RunFolder:

@@ -44,6 +44,15 @@ Store = Annotated[
         "--database", help="sqlite:///FILE, postgresql://USER@HOST/NAME or pgserver:FOLDER.", envvar="NRMS_DATABASE"
     ),
 ]
+DataOfRun = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="sample, or a folder that `prepare` wrote; by default what the run was trained on.",
+        envvar="NRMS_DATA",
+        show_default=False,
+    ),
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count malformed rows and go on.")]
 MinCoverage = Annotated[
     float, typer.Option("--min-coverage", min=0, max=1, help="Share of the live articles that must be embedded.")
@@ -73,15 +82,20 @@ def prepare(
         folder = output_dir or RUNS / "sample-data"
         account = write_sample(folder, SampleConfig(seed=seed))
     else:
-        folder = output_dir or Path("data") / source.removeprefix("dkn:").rsplit("/", 1)[-1].lower()
+        folder = output_dir or Path("data") / Path(source.removeprefix("dkn:")).resolve().name.lower()
         account = prepare(source, folder, bad=_bad_rows(skip_bad), limit=limit, seed=seed, log=out.log)
-    out.result({"folder": str(folder), **account}, f"{folder}: ready; try: nrms train --data {folder}")
+    counts = ", ".join(f"{count} {part}" for part, count in account["impressions"].items())
+    skipped = f", {account['first_skipped']} and others skipped" if account.get("first_skipped") else ""
+    out.result(
+        {"folder": str(folder), **account},
+        f"{folder}: {counts} impressions{skipped}; try: nrms train --data {folder}",
+    )
 
 
 @verb(app)
 def train(
     out: Output,
-    data: Data = "sample",
+    data: DataOfRun = None,
     profile: Annotated[
         str | None,
         typer.Option("--profile", help="sample, or full: the paper's sizes (default with a folder)."),
@@ -91,7 +105,9 @@ def train(
     output_dir: OutputDir = None,
     resume: Resume = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw an earlier run in the folder away.")] = False,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random choice.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of every random choice.")
+    ] = None,
     device: Device = DeviceName.auto,
     limit: Limit = None,
     skip_bad: SkipBad = False,
@@ -112,6 +128,7 @@ def train(
     from nrms.server.corpus import save_catalogue
     from nrms.training.trainer import train
 
+    data = data or (str(_data_of(resume)) if resume else "sample")
     profile = profile or ("sample" if data == "sample" else "full")
     if profile not in ("sample", "full"):
         raise UserError(f"{profile!r} is not a profile", "--profile", "Use sample or full")
@@ -152,6 +169,28 @@ def _sample_data() -> Path:
     return home
 
 
+def _data_of(run: Path) -> Path:
+    """The data that a run was trained on.
+
+    Raises:
+        UserError: if the run does not say, or they are gone.
+    """
+    from latentlab_shared.files import read_json
+
+    account = run / "config.json"
+    held = read_json(account).get("data") if account.is_file() else None
+    if not isinstance(held, dict) or not isinstance(held.get("folder"), str):
+        if not run.is_dir():
+            raise UserError("there is no such model folder", run, "Train one with: nrms train")
+        raise UserError("this model does not say what it was trained on", run, "Name the data with --data")
+    folder = Path(held["folder"])
+    if folder == (RUNS / "sample-data").resolve():
+        return _sample_data()
+    if not folder.is_dir():
+        raise UserError("the data that it was trained on are gone", folder, "Name the data with --data")
+    return folder
+
+
 def _bad_rows(skip: bool) -> BadRows:
     from nrms.data.rows import BadRows
 
@@ -162,7 +201,7 @@ def _bad_rows(skip: bool) -> BadRows:
 def evaluate(
     out: Output,
     model: Model = SAMPLE_RUN,
-    data: Data = "sample",
+    data: DataOfRun = None,
     part: Annotated[str, typer.Option("--part", help="dev, test or train.")] = "dev",
     submission: Annotated[
         Path | None, typer.Option("--submission", help="Write the ranks as a leaderboard's .zip; needs no labels.")
@@ -185,7 +224,6 @@ def evaluate(
     from nrms.evaluation.protocol import run_folds
     from nrms.evaluation.report import write_report
 
-    home = _sample_data() if data == "sample" else Path(data)
     if folds is not None:
         folder = output_dir or RUNS / "folds"
         rows = run_folds(folds, folder, range(seeds), log=out.log)
@@ -198,6 +236,7 @@ def evaluate(
         )
         out.result({"rows": rows}, table(_flat_rows(rows), title=f"{folder}: folds by user"))
         return
+    home = _sample_data() if data == "sample" else Path(data) if data else _data_of(model)
     if submission is not None:
         count = _submit(model, home / part, submission, limit, skip_bad, cache_dir, device.value)
         out.result({"file": str(submission), "impressions": count}, f"{submission}: {count} impressions")
@@ -206,10 +245,10 @@ def evaluate(
         model, home, part, limit=limit, skip_bad=skip_bad, cache=cache_dir, seed=seed, device=device.value, log=out.log
     )
     folder = output_dir or model
-    about = f"{data}, {part}, {found.impressions} impressions"
+    about = f"{data or home.name}, {part}, {found.impressions} impressions"
     slices = {"slices": found.slices, "skipped": found.skipped, "notes": found.notes, "model_id": found.model_id}
     write_table(folder / "results.json", found.rows, command=command_line(), data=about, seeds=[seed], **slices)
-    page = write_report(folder, found, f"NRMS on {data}, {part}", model)
+    page = write_report(folder, found, f"NRMS on {data or home.name}, {part}", model)
     out.log(f"the report: {page}")
     result = {"rows": found.rows, **slices, "seconds": found.seconds, "report": str(page)}
     out.result(result, table(_flat_rows(found.rows), title=about))
@@ -382,13 +421,19 @@ def _ranking(answer: Answer) -> Any:
             "id": item.id,
             "title": item.title,
             "score": item.score,
-            "because of": "; ".join(f"{r.title[:40]} ({r.contribution:+.2f})" for r in item.reasons[:2]),
+            "because of": "; ".join(
+                f"{_short(r.title)} ({r.contribution:+.2f})" for r in item.reasons[:2] if r.contribution > 0
+            ),
         }
         for place, item in enumerate(answer.items, start=1)
     ]
     if answer.fallback:
         return Group(Text(f"Nothing known was read: {answer.fallback} articles."), table(rows, ("", "id", "title")))
     return table(rows, ("", "id", "title", "score", "because of"))
+
+
+def _short(title: str, width: int = 40) -> str:
+    return title if len(title) <= width else title[: width - 1].rsplit(" ", 1)[0] + "…"
 
 
 @verb(app)

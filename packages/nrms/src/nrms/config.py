@@ -9,6 +9,7 @@ from typing import Any, Literal
 from latentlab_shared.config import from_dict, to_dict
 
 View = Literal["title", "abstract", "category"]
+MAX_SEED = 2**32 - 1  # what NumPy, torch and Python all take
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,8 @@ class TrainConfig:
             _at_least(1, f"train.{name}", getattr(self, name))
         for name in ("weight_decay", "clip", "validate", "patience", "save_every", "workers", "seed"):
             _at_least(0, f"train.{name}", getattr(self, name))
+        if self.seed > MAX_SEED:
+            raise ValueError(f"train.seed must be at most {MAX_SEED}, not {self.seed}")
         if not 0 < self.learning_rate < inf:
             raise ValueError(f"train.learning_rate must be positive, not {self.learning_rate}")
         if not 0 <= self.warmup <= 1:

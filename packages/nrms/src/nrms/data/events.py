@@ -111,7 +111,7 @@ def _events(path: Path, bad: BadRows) -> Iterator[_Event]:
 
 def _name(text: str, where: str) -> str:
     # MIND's form has ids in lists with blanks between them and -0 or -1 behind them.
-    if " " in text or "-" in text:
+    if "-" in text or text.split() != [text]:
         raise UserError(f"the article id {text!r} has a blank or a hyphen", where, "Rename such ids in both files")
     return text
 
@@ -120,9 +120,13 @@ def _time(text: str, where: str) -> datetime:
     try:
         time = datetime.fromtimestamp(float(text), UTC) if text.replace(".", "", 1).isdigit() else None
         time = datetime.fromisoformat(text) if time is None else time
+        time = time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+        if not 1970 <= time.year <= 2200:
+            raise ValueError(text)
     except (ValueError, OverflowError, OSError):
-        raise UserError(f"{text!r} is no time", where, "Write it as 2026-01-31T12:00:00, or seconds") from None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+        fix = "Write it as 2026-01-31T12:00:00, or seconds since 1970"
+        raise UserError(f"{text!r} is no time", where, fix) from None
+    return time
 
 
 def _impressions(events: list[_Event], seed: int) -> list[Impression]:

@@ -8,7 +8,7 @@ Source: the format's description at msnews.github.io; Wu et al. 2020.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from latentlab_shared.errors import UserError
@@ -131,7 +131,7 @@ def _candidates(text: str, where: str) -> tuple[tuple[str, ...], tuple[int, ...]
 
 
 def parse_time(text: str, where: str) -> datetime:
-    """MIND's time, or ISO 8601.
+    """MIND's time, or ISO 8601; one with a zone becomes UTC, all are without one.
 
     Raises:
         UserError: if it is neither.
@@ -140,8 +140,9 @@ def parse_time(text: str, where: str) -> datetime:
         return _mind_time(text)
     except (ValueError, IndexError):
         try:
-            return datetime.fromisoformat(text)
-        except ValueError:
+            time = datetime.fromisoformat(text)
+            return time.astimezone(UTC).replace(tzinfo=None) if time.tzinfo else time
+        except (ValueError, OverflowError):
             raise UserError(f"{text!r} is no time", where, "Write it as 11/9/2019 2:14:46 PM") from None
 
 
@@ -156,7 +157,9 @@ def _mind_time(text: str) -> datetime:
 
 
 def format_time(time: datetime) -> str:
-    """A time as MIND writes it: the hour and the date without leading zeros."""
+    """A time as MIND writes it, in UTC if it has a zone: the hour and the date without leading zeros."""
+    if time.tzinfo:
+        time = time.astimezone(UTC)
     hour = f"{(time.hour - 1) % 12 + 1}:{time:%M:%S} {'AM' if time.hour < 12 else 'PM'}"
     return f"{time.month}/{time.day}/{time.year} {hour}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -57,9 +58,9 @@ def prepare(
     """Make a data folder; running it again with the same source does nothing, after a kill it goes on.
 
     Args:
-        source: ``MINDdemo``, ``MINDsmall`` or ``MINDlarge`` (downloaded); a folder with MIND's files, or with
-            ``train`` and ``dev`` folders or zip files of them; a folder with ``articles.tsv`` and ``events.tsv``; or
-            ``dkn:FILE``, the Bing log that comes with DKN.
+        source: ``MINDdemo``, ``MINDsmall`` or ``MINDlarge`` (downloaded); a folder with MIND's files, of which the last
+            fifth in time becomes the dev part, or with ``train`` and ``dev`` folders of them; a folder with
+            ``articles.tsv`` and ``events.tsv``; or ``dkn:FILE``, the Bing log that comes with DKN.
         output: the folder.
         fetch: downloads (url, target) with resume and checksum, and returns the target.
         bad: what to do with malformed rows.
@@ -87,21 +88,38 @@ def prepare(
     hashes = {path.name if path.parent == output / "downloads" else str(path): sha256_file(path) for path in inputs}
     request = {"source": source, "limit": limit, "skip_bad": bad.skip, "seed": seed, "files": hashes}
     account = output / "prepared.json"
-    if account.is_file() and (done := read_json(account)).get("request") == request:
+    done = read_json(account) if account.is_file() else {}
+    if done.get("request") == request:
         log(f"{output} is prepared already")
         return dict(done)
+    before = done.get("impressions", {})  # parts of an earlier source
     counts: dict[str, int] = {}
-    if source in MIND_SETS:
-        for part, archive in archives.items():
-            unpacked = output / "downloads" / part
-            _unpack(archive, unpacked)
-            counts[part] = _copy_part(unpacked, output / part, bad, limit)
-            shutil.rmtree(unpacked)
-    else:
-        for part, news, impressions in _parts(source, bad, seed):
-            counts[part] = write_part(output / part, news, _limited(impressions, limit))
-    if not any(counts.values()):
-        raise UserError("no impression was found", source)
+    fresh = not output.exists()
+    staged = output / ".parts"  # nothing is replaced before everything has been read
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        if source in MIND_SETS:
+            for part, archive in archives.items():
+                unpacked = output / "downloads" / part
+                _unpack(archive, unpacked)
+                counts[part] = _copy_part(unpacked, staged / part, bad, limit)
+                shutil.rmtree(unpacked)
+        else:
+            for part, news, impressions in _parts(source, bad, seed):
+                counts[part] = write_part(staged / part, news, _limited(impressions, limit))
+        if not any(counts.values()):
+            raise UserError("no impression was found", source)
+        account.unlink(missing_ok=True)  # a kill from here on leaves parts of two sources: prepared no more
+        for part in ("train", "dev", "test"):
+            if (staged / part).is_dir():
+                shutil.rmtree(output / part, ignore_errors=True)
+                os.replace(staged / part, output / part)
+            elif part in before:
+                shutil.rmtree(output / part, ignore_errors=True)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+        if fresh and output.is_dir() and not any(output.iterdir()):
+            output.rmdir()
     result = {"request": request, "impressions": counts, "notes": bad.summary(), "first_skipped": bad.first}
     write_json(account, result)
     return result
@@ -158,8 +176,12 @@ def _parts(source: str, bad: BadRows, seed: int) -> Iterator[tuple[str, Iterable
         yield from read_events_folder(folder, bad, seed)
         return
     parts = {part: folder / part for part in ("train", "dev", "test") if (folder / part).is_dir()}
-    if (folder / BEHAVIORS_FILE).is_file():
-        parts = {"train": folder}
+    if (folder / BEHAVIORS_FILE).is_file() and (folder / NEWS_FILE).is_file():
+        news, late = list(read_news(folder / NEWS_FILE, bad)), _last_fifth(folder / BEHAVIORS_FILE, bad.skip)
+        for part, wanted in (("train", False), ("dev", True)):
+            shown = read_behaviors(folder / BEHAVIORS_FILE, bad if wanted else BadRows(skip=bad.skip))
+            yield part, news, (each for each, is_late in zip(shown, late, strict=True) if is_late == wanted)
+        return
     if not parts:
         raise UserError("has neither train and dev folders nor behaviors.tsv", folder, "Is it one folder too high?")
     for part, home in parts.items():
@@ -167,6 +189,16 @@ def _parts(source: str, bad: BadRows, seed: int) -> Iterator[tuple[str, Iterable
             if not (home / name).is_file():
                 raise UserError(f"holds no {name}", home)
         yield part, read_news(home / NEWS_FILE, bad), read_behaviors(home / BEHAVIORS_FILE, bad)
+
+
+def _last_fifth(path: Path, skip: bool) -> list[bool]:
+    """Which impressions of a file are the last fifth in time, the dev part of a log that is not split."""
+    times = [impression.time for impression in read_behaviors(path, BadRows(skip=skip))]
+    order = sorted(range(len(times)), key=times.__getitem__)
+    late = [False] * len(times)
+    for row in order[int(0.8 * len(times)) :]:
+        late[row] = True
+    return late
 
 
 def _copy_part(folder: Path, target: Path, bad: BadRows, limit: int | None) -> int:

@@ -45,7 +45,7 @@ def write_card(run: RunFolder, config: NrmsConfig, log: ClickLog, clicks: int, b
             "NRMS news recommender",
             f"Reads {reads} by {network}; vectors of {model.dim} numbers; the last {model.history_length} reads count.",
             {
-                "Use": f"`nrms recommend --model {run.path.name} --history ID`, `nrms serve --model {run.path.name}`",
+                "Use": f"`nrms recommend --model {run.path} --history ID`, `nrms serve --model {run.path}`",
                 "Training data": f"{parts}. Hashes of the files are in `environment.json`.",
                 "Quality": shown,
                 "Limits": _LIMITS,

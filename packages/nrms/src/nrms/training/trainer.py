@@ -41,6 +41,7 @@ from nrms.training.processes import Processes, join
 __all__ = ["MindDataset", "TrainResult", "mind_collate_fn", "train"]
 
 Log = Callable[[str], None]
+_DIVERGED = "Start again with a lower train.learning_rate"
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def train(
     try:
         say = log if processes.first else _silent
         settings = {"limit": limit, "skip_bad": skip_bad}
+        run: RunFolder | None
         if resume:
             run = RunFolder.resume(output, track=track) if processes.first else RunFolder.read(output)
             held = run.config
@@ -116,18 +118,28 @@ def train(
             config = known
         else:
             config = config or NrmsConfig()
-            resolved = {**config.to_dict(), "data": settings}
             if processes.first:
-                hashes = _data_hashes(data)
-                run = RunFolder.create(
-                    output, resolved, seed=config.train.seed, data=hashes, overwrite=overwrite, track=track
-                )
-            processes.share(None)
-            run = run if processes.first else RunFolder.read(output)
-        with run:
-            trainer = _Trainer(run, config, processes, place, say)
-            trainer.prepare(data, resume, limit, skip_bad, cache)
-            return trainer.fit(stop_after)
+                RunFolder.ensure_free(output, overwrite=overwrite)
+            run = None
+        trainer = _Trainer(output, config, processes, place, say)
+        try:
+            trainer.prepare(data, run, limit, skip_bad, cache)
+            if run is None:  # all that is read is good: now a folder may be made, or an earlier run thrown away
+                if processes.first:
+                    run = RunFolder.create(
+                        output,
+                        {**config.to_dict(), "data": {**settings, "folder": str(data.resolve())}},
+                        seed=config.train.seed,
+                        data=_data_hashes(data),
+                        overwrite=overwrite,
+                        track=track,
+                    )
+                processes.share(None)
+                run = run or RunFolder.read(output)
+            return trainer.fit(run, stop_after)
+        finally:
+            if run is not None:
+                run.close()
     finally:
         processes.leave()
 
@@ -148,7 +160,7 @@ def _refuse_other_data(run: RunFolder, data: Path, held: dict[str, Any], setting
     fix = "Resume with the same --data, or start a new run"
     if known != _data_hashes(data):
         raise UserError("this is not the data the run was started with", data, fix)
-    if held.get("data") != settings:
+    if {key: held.get("data", {}).get(key) for key in settings} != settings:
         raise UserError("the run was started with another --limit or --skip-bad", run.path, fix)
 
 
@@ -164,21 +176,23 @@ def _differing(a: NrmsConfig, b: NrmsConfig) -> list[str]:
 class _Trainer:
     """One run: its data, its network and its loop."""
 
-    def __init__(
-        self, run: RunFolder, config: NrmsConfig, processes: Processes, device: torch.device, say: Log
-    ) -> None:
-        self.run, self.config, self.processes, self.device, self.say = run, config, processes, device, say
+    run: RunFolder
+
+    def __init__(self, output: Path, config: NrmsConfig, processes: Processes, device: torch.device, say: Log) -> None:
+        self.output, self.config, self.processes, self.device, self.say = output, config, processes, device, say
         self.progress = Progress()
         self.stopping = False
         self._seconds = 0.0  # of the updates since the last line of metrics
 
     # -- before the first update -----------------------------------------------------------------------------------
 
-    def prepare(self, data: Path, resume: bool, limit: int | None, skip_bad: bool, cache: Path | None) -> None:
-        """Read the data, build or load the network."""
+    def prepare(
+        self, data: Path, resumed: RunFolder | None, limit: int | None, skip_bad: bool, cache: Path | None
+    ) -> None:
+        """Read the data, build the network or load that of a resumed run; a new run's folder is not touched."""
         train_config = self.config.train
         torch.manual_seed(train_config.seed)
-        last = self.run.checkpoint("last") if resume else None
+        last = resumed.checkpoint("last") if resumed is not None else None
         if last is not None:
             self.vocabulary, self.model = load_vocabulary(last), _network_of(last)
         else:
@@ -206,8 +220,8 @@ class _Trainer:
         else:
             # Dropout differs between processes, weights do not.
             torch.manual_seed(train_config.seed + self.processes.rank)
-        if resume and self.processes.first:
-            self.run.rewind(self.progress.updates)
+        if resumed is not None and self.processes.first:
+            resumed.rewind(self.progress.updates)
         self._describe()
 
     def _new_network(self, part: Path, skip_bad: bool) -> tuple[Vocabulary, NRMS]:
@@ -228,7 +242,11 @@ class _Trainer:
         vectors = None if words.vectors is None else torch.from_numpy(words.vectors)
         if vectors is not None:
             model = replace(model, word_dim=vectors.shape[1])
-        return words.vocabulary, NRMS(model, len(words.vocabulary), vectors)
+        try:
+            return words.vocabulary, NRMS(model, len(words.vocabulary), vectors)
+        except (MemoryError, RuntimeError) as error:
+            fix = "Choose smaller model.heads, model.head_dim, model.word_dim or model.query_dim"
+            raise UserError("a network of these sizes cannot be made here", "model", fix) from error
 
     def _open(self, part: Path, skip_bad: bool, cache: Path | None, limit: int | None) -> ClickLog:
         bad = BadRows(skip=skip_bad)
@@ -241,16 +259,16 @@ class _Trainer:
         parameters = sum(p.numel() for p in self.model.parameters())
         self.say(
             f"{len(self.dataset)} clicks to learn from ({self.dataset.left_out} left out), {parameters} parameters, "
-            f"{self.device}, {self.processes.size} process(es), seed {self.config.train.seed}, {self.run.path}"
+            f"{self.device}, {self.processes.size} process(es), seed {self.config.train.seed}, {self.output}"
         )
         if self.progress.updates:
             self.say(f"going on after update {self.progress.updates} of {self.total_updates}")
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
-    def fit(self, stop_after: int | None) -> TrainResult:
+    def fit(self, run: RunFolder, stop_after: int | None) -> TrainResult:
         """Train until the last epoch, the end of patience, or an interruption."""
-        config, progress = self.config.train, self.progress
+        self.run, config, progress = run, self.config.train, self.progress
         started = progress.updates
         with self._interruptible():
             while progress.epoch < config.epochs and not self._is_over():
@@ -330,7 +348,7 @@ class _Trainer:
         if not np.isfinite(values[0]):
             raise RunFailed(
                 "the loss is not a number any more", f"update {progress.updates + 1}",
-                "Lower train.learning_rate, then --resume",
+                _DIVERGED,
             )  # fmt: skip
         progress.loss += values[0]
         progress.reciprocal_rank += values[1]
@@ -394,7 +412,7 @@ class _Trainer:
             return None
         scores = score_log(self.model, self.dev_log)
         if not np.isfinite(scores).all():
-            raise RunFailed("the model gives scores that are not numbers", "dev", "Lower train.learning_rate")
+            raise RunFailed("the model gives scores that are not numbers", "dev", _DIVERGED)
         result = ranking_metrics(scores, self.dev_log.known_labels(), self.dev_log.candidates.lengths)
         means = result.means()
         return {name: means[name] for name in ("auc", "mrr", "ndcg@5", "ndcg@10")} | {"skipped": result.skipped}
