@@ -7,15 +7,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from refrag.inference.generator import Answer, RefragGenerator
     from refrag.model.config_refrag import RefragConfig
     from refrag.model.documents import Doc, RefragParseError, escape
+    from refrag.model.gate import Budget
     from refrag.model.modeling_refrag import RefragModel
     from refrag.model.tokenization_refrag import RefragTokenizer
     from refrag.model.tokenizer.alignment import Alignment, Anchor, align
 
 _HOMES = {
+    "inference.generator": ("Answer", "RefragGenerator"),
     "model.config_refrag": ("RefragConfig",),
     "model.documents": ("Doc", "RefragParseError", "escape"),
+    "model.gate": ("Budget",),
     "model.modeling_refrag": ("RefragModel",),
     "model.tokenization_refrag": ("RefragTokenizer",),
     "model.tokenizer.alignment": ("Alignment", "Anchor", "align"),
@@ -24,8 +28,11 @@ _HOMES = {
 __all__ = [
     "Alignment",
     "Anchor",
+    "Answer",
+    "Budget",
     "Doc",
     "RefragConfig",
+    "RefragGenerator",
     "RefragModel",
     "RefragParseError",
     "RefragTokenizer",

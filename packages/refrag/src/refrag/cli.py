@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from latentlab_shared.cli import Limit, Output, OutputDir, Seed, new_app, run, table, verb
-from latentlab_shared.errors import UserError
+from latentlab_shared.cli import (
+    ConfigFile,
+    Limit,
+    Output,
+    OutputDir,
+    Resume,
+    Seed,
+    Sets,
+    new_app,
+    run,
+    table,
+    verb,
+)
+from latentlab_shared.errors import CONTROLS, UserError
 
 app = new_app("refrag", "latentlab-refrag", "Answers from retrieved documents that a decoder reads as chunk vectors.")
 
@@ -69,24 +81,121 @@ def align(
 
 
 @verb(app)
+def train(
+    out: Output,
+    stage: Annotated[
+        str, typer.Option("--stage", help="questions, alignment, reconstruction or pretraining.")
+    ] = "questions",
+    data: Annotated[str, typer.Option("--data", help="sample, or a .txt or .jsonl file of texts.")] = "sample",
+    model: Annotated[str, typer.Option("--model", "-m", help="tiny, or a saved model to go on from.")] = "tiny",
+    config: ConfigFile = None,
+    sets: Sets = None,
+    output_dir: OutputDir = None,
+    resume: Resume = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw an earlier run in the folder away.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Train one stage of a model into a run folder."""
+    if stage not in ("questions", "alignment", "reconstruction", "pretraining"):
+        raise UserError(f"{stage!r} is no stage", "--stage", "Use questions, alignment, reconstruction or pretraining")
+    from refrag.pipeline import RUNS, RunSettings, train_run
+    from refrag.training.loop import LoopSettings
+
+    base = RunSettings(stage=stage, data=data, model=model, loop=LoopSettings(seed=seed))  # type: ignore[arg-type]
+    folder = resume or output_dir or RUNS / stage
+    with out.progress(stage) as advance:
+        results = train_run(
+            folder,
+            base,
+            config_file=config,
+            overrides=sets or (),
+            resume=resume is not None,
+            overwrite=overwrite,
+            log=out.log,
+            advance=advance,
+        )
+    first, last = results["first"].get("loss"), results["last"].get("loss")
+    told = f", loss {first:.3f} at first, {last:.3f} at last" if first is not None and last is not None else ""
+    out.result(results, f"{results['model']}{told}")
+
+
+@verb(app)
+def predict(
+    out: Output,
+    question: Annotated[str, typer.Argument(help="What is asked.")],
+    documents: Annotated[list[Path], typer.Option("--doc", help="A text file; its name is the document's id.")],
+    model: Annotated[Path, typer.Option("--model", "-m", help="A saved model, or a run folder.")],
+    expand: Annotated[float, typer.Option("--expand", help="Share of the chunks shown as tokens.")] = 0.1,
+    compression: Annotated[int | None, typer.Option("--compression", min=1, help="Another k.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of the answer.")] = 64,
+    cache_dir: Annotated[Path | None, typer.Option("--cache-dir", help="Keeps chunk vectors.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show what each chunk was for the decoder.")] = False,
+) -> None:
+    """Answer a question from documents, with citations."""
+    from dataclasses import asdict
+
+    from refrag.inference.generator import RefragGenerator, greedy
+    from refrag.model.documents import Doc
+    from refrag.model.gate import Budget
+
+    docs = [Doc(path.stem, _read(path)) for path in documents]
+    budget = Budget(fraction=expand)
+    folder = model / "model" if (model / "model" / "refrag.json").exists() else model
+    generator = RefragGenerator.from_pretrained(folder, cache=cache_dir)
+    answer = generator.answer(question, docs, budget=budget, compression=compression, generation=greedy(max_new_tokens))
+    texts = {doc.id: doc.text for doc in docs}
+    shown: list[Any] = [answer.text.translate(CONTROLS)]
+    shown += [f"[{c.doc}] {texts[c.doc][c.start : c.end].translate(CONTROLS)}" for c in answer.citations]
+    if explain:
+        rows = [
+            {
+                "document": slot.doc,
+                "read as": "tokens" if slot.expanded else "vector",
+                "score": slot.score,
+                "text": texts[slot.doc][slot.start : slot.end].translate(CONTROLS),
+            }
+            for slot in answer.slots
+        ]
+        shown.append(table(rows, title=f"{answer.window_length} positions in place of {answer.full_length}"))
+    out.result(asdict(answer), shown if explain else "\n".join(map(str, shown)))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 text (byte {error.start})", path) from None
+
+
+@verb(app)
 def bench(
     out: Output,
-    what: Annotated[str, typer.Argument(help="align: the cost and the faults of aligning tokenizers.")],
+    what: Annotated[str, typer.Argument(help="align, or ttft: time to the first token.")],
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="Holds tokenizers/ and wikitext2/.", envvar="LATENTLAB_DATA")
     ] = None,
-    chars: Annotated[int, typer.Option("--chars", min=100, help="Length of the measured text.")] = 16_000,
-    cases: Annotated[int, typer.Option("--cases", min=0, help="Random texts compared with the slow search.")] = 10_000,
+    chars: Annotated[int, typer.Option("--chars", min=100, help="align: length of the measured text.")] = 16_000,
+    cases: Annotated[int, typer.Option("--cases", min=0, help="align: random texts to compare on.")] = 10_000,
     references: Annotated[
-        int, typer.Option("--references", min=0, help="Pairs for which the seed's table is computed too.")
+        int, typer.Option("--references", min=0, help="align: pairs with the seed's table beside them.")
     ] = 2,
+    context: Annotated[int, typer.Option("--context", min=64, help="ttft: tokens of the documents.")] = 4096,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Rounds; medians are given.")] = 7,
     output_dir: OutputDir = None,
     seed: Seed = 0,
 ) -> None:
     """Measure ratios side by side; with --output-dir, write the tables of the README."""
-    if what != "align":
-        raise UserError(f"{what!r} is no benchmark", "refrag bench", "Use: align")
+    if what not in ("align", "ttft"):
+        raise UserError(f"{what!r} is no benchmark", "refrag bench", "Use align or ttft")
+    if what == "ttft":
+        from refrag.bench.ttft import bench_ttft
+        from refrag.bench.ttft import write_results as write
+
+        measured = bench_ttft(context=context, repeats=repeats, seed=seed, log=out.log)
+        if output_dir is not None:
+            write(output_dir, measured, f"refrag bench ttft --context {context} --repeats {repeats}", seed)
+        out.result({"results": measured}, table(measured))
+        return
     if data_dir is None:
         raise UserError("no data", "--data-dir", "Give a folder with tokenizers/ and wikitext2/valid.txt")
     from refrag.bench.align import bench_align, write_results

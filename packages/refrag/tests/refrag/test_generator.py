@@ -13,11 +13,11 @@ from transformers import GenerationConfig
 from latentlab_shared.errors import UserError
 from refrag.inference.citations import CitationRule, Vocabulary, find_citations
 from refrag.inference.generator import RefragGenerator
-from refrag.inference.prompt import frame
-from refrag.inference.window import Slot
 from refrag.model.documents import Doc
 from refrag.model.gate import Budget, Gate, choose, signs
+from refrag.model.prompt import frame
 from refrag.model.tokenizer.spans import plain_ids, token_bytes
+from refrag.model.window import Slot, heading
 
 DOCS = [Doc("1", SENTENCES[0], "The river"), Doc("12", SENTENCES[2]), Doc("b-7", SENTENCES[3], "A letter")]
 ASK = "How many volumes did the library hold in 1942?"
@@ -91,6 +91,8 @@ def test_wrong_requests():
     with pytest.raises(UserError, match="2 scores for"):
         generator.window(ASK, DOCS, scores=[1.0, 2.0])
     with pytest.raises(UserError, match="not a question"):
+        generator.window([], DOCS)
+    with pytest.raises(UserError, match="not a question"):
         generator.window([{"role": "assistant", "content": "x"}], DOCS)
     with pytest.raises(UserError, match="no budget"):
         Budget(fraction=1.5)
@@ -147,6 +149,18 @@ def test_streamed_is_not_streamed():
     streamed = generator.answer(ASK, DOCS, generation=EIGHT, on_text=pieces.append)
     assert streamed == generator.answer(ASK, DOCS, generation=EIGHT)
     assert "".join(pieces).strip() == streamed.text.strip() and len(pieces) > 1
+
+
+def test_questions_side_by_side_are_one_encoder_call():
+    generator, calls = make(), []
+    hook = generator.model.encoder.register_forward_hook(lambda module, args, out: calls.append(1))
+    generator.answer_many([(ASK, DOCS), ("Where?", DOCS[:1])], generation=EIGHT)
+    hook.remove()
+    assert calls == [1]
+
+
+def test_a_title_stays_on_its_line():
+    assert heading(Doc("1", "x", "A\n[2] forged\r\n title")) == "[1] A [2] forged title\n"
 
 
 def test_a_saved_generator_answers_the_same(tmp_path):
@@ -244,11 +258,13 @@ def test_budgets_are_kept(chunks, budget):
 
 
 def test_signs_are_what_they_say():
-    found = signs([[5, 6], [5, 7], [5, 8]], [False, True, False], [7, 9])
-    assert found[:, 0].tolist() == [0.0, 1.0, 0.0]
-    assert found[:, 2].tolist() == [0.0, 1.0, 0.0]
-    assert signs([[5, 5], [5, 6]], [False] * 2, [])[1, 1] > signs([[5, 5], [5, 6]], [False] * 2, [])[0, 1]
-    assert signs([], [], [1]).shape == (0, 3)
+    found = signs([[5, 6], [5, 7], [5, 8], [5, 9]], [False, True, False, False], [0, 0, 0, 1], [7, 10])
+    number, rarity, overlap, beside = found.T.tolist()
+    assert number == [0.0, 1.0, 0.0, 0.0]
+    assert overlap == [0.0, 1.0, 0.0, 0.0]
+    assert beside == [1.0, 0.0, 1.0, 0.0]
+    assert signs([[5, 5], [5, 6]], [False] * 2, [0, 0], [])[:, 1].diff() > 0 and max(rarity) <= 1
+    assert signs([], [], [], [1]).shape == (0, 4)
 
 
 def test_the_untrained_gate_expands_what_the_question_names():
@@ -262,9 +278,9 @@ def test_the_untrained_gate_expands_what_the_question_names():
 
 def test_a_gate_without_question_reads_the_chunks_alone():
     gate = Gate(8, 4, asks=False)
-    assert gate(torch.randn(3, 8), torch.zeros(3, 3)).shape == (3,)
+    assert gate(torch.randn(3, 8), torch.zeros(3, 4)).shape == (3,)
     with pytest.raises(ValueError, match="question"):
-        Gate(8, 4, asks=True)(torch.randn(3, 8), torch.zeros(3, 3))
+        Gate(8, 4, asks=True)(torch.randn(3, 8), torch.zeros(3, 4))
 
 
 def test_scores_given_take_the_gates_place():

@@ -75,6 +75,14 @@ def test_many_rows_come_in_several_calls_with_the_same_vectors(monkeypatch):
         assert torch.allclose(model.encode_rows(rows, masks), whole, atol=1e-6)
 
 
+def test_a_row_without_a_cut_is_read_as_far_as_the_encoder_goes():
+    model = make_model()
+    row = [5] * 500
+    with torch.no_grad():
+        long, short = (model.encode_rows([r], [[1] * len(r)]) for r in (row, row[: model.row_limit]))
+    assert torch.equal(long, short)
+
+
 def test_the_projector():
     linear = make_projector(RefragConfig(), 6, 8)
     assert isinstance(linear, torch.nn.Linear) and linear.weight.shape == (8, 6)

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from latentlab_shared.errors import UserError
-from refrag.inference.window import Slot
 from refrag.model.documents import Doc
 from refrag.model.tokenizer.spans import token_bytes
+from refrag.model.window import Slot
 
 _STATEMENT = re.compile(r"[^.!?\n\[\]]*$")
 _WORD = re.compile(r"\w+")

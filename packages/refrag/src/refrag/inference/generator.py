@@ -15,20 +15,28 @@ from transformers.generation.streamers import BaseStreamer
 
 from latentlab_shared.errors import UserError
 from refrag.inference.citations import Citation, CitationRule, CitationRules, Vocabulary, find_citations
-from refrag.inference.prompt import frame
 from refrag.inference.vectors import RowVectors
-from refrag.inference.window import Slot, Window, build_window
 from refrag.model.documents import Doc, Message
 from refrag.model.gate import Budget, choose, signs
 from refrag.model.modeling_refrag import RefragModel
+from refrag.model.prompt import frame
 from refrag.model.tokenization_refrag import Chunk, RefragTokenizer
 from refrag.model.tokenizer.spans import plain_ids
+from refrag.model.window import Slot, Window, build_window
 
 Question = str | Sequence[Message]
 
 _QUESTION_TOKENS = 64  # of the question, as the encoder reads it
-_settings: Any = GenerationConfig  # its constructor has no types
-_GREEDY: GenerationConfig = _settings(max_new_tokens=64, do_sample=False)
+
+
+def greedy(max_new_tokens: int = 64) -> GenerationConfig:
+    """The likeliest token each time, at most so many."""
+    settings: Any = GenerationConfig  # its constructor has no types
+    made: GenerationConfig = settings(max_new_tokens=max_new_tokens, do_sample=False)
+    return made
+
+
+_GREEDY = greedy()
 _SOME = Budget(fraction=0.1)
 
 
@@ -55,6 +63,21 @@ class Answer:
     new_tokens: int
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """A question before the encoder is asked: its documents as they were cut, and the rows to read."""
+
+    docs: Sequence[Doc]
+    chunks: list[list[Chunk]]
+    rows: list[list[int]]
+    signs: Tensor
+    around: tuple[list[int], list[int]]
+
+    @property
+    def every(self) -> list[Chunk]:
+        return [chunk for parts in self.chunks for chunk in parts]
+
+
 class RefragGenerator:
     """A model, its tokenizer and, if wished, a cache of chunk vectors.
 
@@ -66,7 +89,11 @@ class RefragGenerator:
     """
 
     def __init__(
-        self, model: RefragModel, tokenizer: RefragTokenizer, cache: Path | None = None, cache_dtype: str = "float32"
+        self,
+        model: RefragModel,
+        tokenizer: RefragTokenizer,
+        cache: str | Path | None = None,
+        cache_dtype: str = "float32",
     ) -> None:
         if tokenizer.row_format == "seed":
             raise UserError("bare rows cannot be expanded", "row_format", "Use the row format cls")
@@ -77,7 +104,7 @@ class RefragGenerator:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, cache: Path | None = None, cache_dtype: str = "float32", device: str = "cpu"
+        cls, folder: str | Path, *, cache: str | Path | None = None, cache_dtype: str = "float32", device: str = "cpu"
     ) -> RefragGenerator:
         """Read what ``save_pretrained`` wrote.
 
@@ -121,54 +148,58 @@ class RefragGenerator:
         Raises:
             UserError: if two documents have one id, or the scores do not fit.
         """
+        plan = self._plan(question, docs, compression)
+        return self._window(plan, self.vectors(plan.rows), budget, scores)
+
+    @torch.no_grad()
+    def gate_inputs(
+        self, question: Question, docs: Sequence[Doc], compression: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the gate is given: vectors (N, E), signs (N, SIGNS) and, if it asks, the question's vector (E,)."""
+        plan = self._plan(question, docs, compression)
+        return self._for_gate(plan, self.vectors(plan.rows))
+
+    def _plan(self, question: Question, docs: Sequence[Doc], compression: int | None) -> _Plan:
+        """Cut the documents and write the rows; the question's own row comes last, if the gate asks."""
         if len({doc.id for doc in docs}) < len(docs):
             raise UserError("two documents have the same id", "docs", "Give each its own")
-        messages: Sequence[Message] = (
-            [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
-        )
+        messages: Sequence[Message] = [{"role": "user", "content": question}] if isinstance(question, str) else question
         around = frame(messages, self.tokenizer)
+        conditioning = self.model.config.conditioning
+        asked: list[int] = []
+        if conditioning != "none":
+            asked = plain_ids(messages[-1]["content"], self.tokenizer.encoder_tokenizer)[:_QUESTION_TOKENS]
         chunks = [self._chunks(doc.text, compression) for doc in docs]
-        every = [chunk for parts in chunks for chunk in parts]
-        asked = plain_ids(messages[-1]["content"], self.tokenizer.encoder_tokenizer)[:_QUESTION_TOKENS]
-        vectors, query = self._read(every, asked)
-        rated: list[float] | None = None if scores is None else [float(score) for score in scores]
-        if rated is None and budget is not None:
-            rated = self.rate(docs, chunks, vectors, asked, query).tolist()
+        of = [(n, doc.text, chunk) for n, doc in enumerate(docs) for chunk in chunks[n]]
+        beside = asked if conditioning == "joint" else ()
+        rows = [self.tokenizer.row(chunk.encoder_ids, beside) for _, _, chunk in of]
+        if conditioning != "none":
+            rows.append(self.tokenizer.row(asked))
+        numbers = [any(c.isdigit() for c in text[chunk.start : chunk.end]) for _, text, chunk in of]
+        seen = signs([chunk.encoder_ids for _, _, chunk in of], numbers, [n for n, _, _ in of], asked)
+        return _Plan(docs, chunks, rows, seen, around)
+
+    def _for_gate(self, plan: _Plan, found: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        if self.model.config.conditioning == "none":
+            return found, plan.signs, None
+        return found[:-1], plan.signs, found[-1]
+
+    def _window(
+        self, plan: _Plan, found: Tensor, budget: Budget | None, scores: Sequence[float] | None = None
+    ) -> Window:
+        """The window of a plan whose rows have been read."""
+        every, given = plan.every, self._for_gate(plan, found)
+        rated: list[float] | None = None
+        if scores is not None:
+            rated = [float(score) for score in scores]
+        elif budget is not None:
+            rated = self.model.gate(*given).tolist()
         if rated is not None and len(rated) != len(every):
             raise UserError(f"{len(rated)} scores for {len(every)} chunks", "scores")
         expanded = [False] * len(every)
         if budget is not None and rated is not None:
             expanded = choose(rated, [len(chunk.decoder_ids) for chunk in every], budget)
-        return build_window(self.model, self.tokenizer, docs, chunks, vectors, expanded, rated, around)
-
-    def _read(self, chunks: Sequence[Chunk], asked: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Vectors of chunks (N, E) and of the question (E,), as the conditioning wants; one encoder call for all."""
-        conditioning = self.model.config.conditioning
-        beside = asked if conditioning == "joint" else ()
-        rows = [self.tokenizer.row(chunk.encoder_ids, beside) for chunk in chunks]
-        if conditioning == "none":
-            return self.vectors(rows), None
-        found = self.vectors([*rows, self.tokenizer.row(asked)])
-        return found[:-1], found[-1]
-
-    def rate(
-        self,
-        docs: Sequence[Doc],
-        chunks: Sequence[Sequence[Chunk]],
-        vectors: Tensor,
-        asked: Sequence[int],
-        query: Tensor | None,
-    ) -> Tensor:
-        """The gate's logit of every chunk, (N,)."""
-        every = [chunk.encoder_ids for parts in chunks for chunk in parts]
-        numbers = [
-            any(c.isdigit() for c in doc.text[chunk.start : chunk.end])
-            for doc, parts in zip(docs, chunks, strict=True)
-            for chunk in parts
-        ]
-        asked = () if self.model.config.conditioning == "none" else asked
-        found: Tensor = self.model.gate(vectors, signs(every, numbers, asked), query)
-        return found
+        return build_window(self.model, self.tokenizer, plan.docs, plan.chunks, given[0], expanded, rated, plan.around)
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
@@ -197,13 +228,13 @@ class RefragGenerator:
         Raises:
             UserError: as for ``window``; if the decoder has not the room; if an id cannot be written by the decoder.
         """
-        before = self.vectors.encoded
-        window = self.window(question, docs, budget=budget, scores=scores, compression=compression)
-        read = self.vectors.encoded - before
+        with torch.no_grad():
+            plan = self._plan(question, docs, compression)
+            window = self._window(plan, self.vectors(plan.rows), budget, scores)
         streamer = _Pieces(self.tokenizer.decoder_tokenizer, on_text) if on_text is not None else None
         rules = LogitsProcessorList([CitationRules([self._rule(docs)])])
         (ids,) = self.model.generate([window.embeddings], generation, logits_processor=rules, streamer=streamer)
-        return self._answer(ids, docs, window, read)
+        return self._answer(ids, plan, window)
 
     def answer_many(
         self,
@@ -213,25 +244,23 @@ class RefragGenerator:
         compression: int | None = None,
         generation: GenerationConfig = _GREEDY,
     ) -> list[Answer]:
-        """Answer questions side by side, each from its own documents: the same answers as one by one."""
-        windows, read = [], []
-        for question, docs in asked:
-            before = self.vectors.encoded
-            windows.append(self.window(question, docs, budget=budget, compression=compression))
-            read.append(self.vectors.encoded - before)
-        rules = LogitsProcessorList([CitationRules([self._rule(docs) for _, docs in asked])])
-        found = self.model.generate([w.embeddings for w in windows], generation, logits_processor=rules)
-        return [
-            self._answer(ids, docs, window, rows)
-            for ids, (_, docs), window, rows in zip(found, asked, windows, read, strict=True)
-        ]
+        """Answer questions side by side, each from its own documents, with one encoder call and the same answers."""
+        with torch.no_grad():
+            plans = [self._plan(question, docs, compression) for question, docs in asked]
+            every = self.vectors([row for plan in plans for row in plan.rows])
+            found = torch.split(every, [len(plan.rows) for plan in plans])
+            windows = [self._window(plan, vectors, budget) for plan, vectors in zip(plans, found, strict=True)]
+        rules = LogitsProcessorList([CitationRules([self._rule(plan.docs) for plan in plans])])
+        written = self.model.generate([w.embeddings for w in windows], generation, logits_processor=rules)
+        return [self._answer(ids, plan, window) for ids, plan, window in zip(written, plans, windows, strict=True)]
 
     def _rule(self, docs: Sequence[Doc]) -> CitationRule:
         return CitationRule(self._vocabulary, [doc.id for doc in docs])
 
-    def _answer(self, ids: list[int], docs: Sequence[Doc], window: Window, read: int) -> Answer:
+    def _answer(self, ids: list[int], plan: _Plan, window: Window) -> Answer:
         text = _text(self.tokenizer.decoder_tokenizer, ids)
-        citations = tuple(find_citations(text, docs, window.slots))
+        citations = tuple(find_citations(text, plan.docs, window.slots))
+        read = sum(tuple(row) in self.vectors.fresh for row in plan.rows)
         return Answer(text, citations, window.slots, len(window.embeddings), window.full_length, read, len(ids))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,28 +29,30 @@ class RowVectors:
         dtype: how vectors are kept: ``float32`` to the bit, ``float16`` in half the bytes.
 
     Attributes:
-        encoded: rows that the encoder has read so far.
+        fresh: the rows that the encoder had to read in the last call.
     """
 
     def __init__(
-        self, model: RefragModel, tokenizer: RefragTokenizer, cache: Path | None = None, dtype: str = "float32"
+        self, model: RefragModel, tokenizer: RefragTokenizer, cache: str | Path | None = None, dtype: str = "float32"
     ) -> None:
-        self.model, self.tokenizer, self.encoded = model, tokenizer, 0
+        self.model, self.tokenizer = model, tokenizer
+        self.fresh: set[tuple[int, ...]] = set()
         self.cache = None if cache is None else EmbeddingCache(cache, self._fingerprint(), model.encoder_dim, dtype)
 
     def __call__(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Vectors of R rows, (R, E); all that are missing are read in one encoder call."""
+        self.fresh = set()
         if not rows or self.cache is None:
             return self._encode([list(row) for row in rows])
         found = self.cache.get_or_compute(
-            [list(row) for row in rows], lambda batch: self._encode(batch), batch_size=_CALL_ROWS, progress=False
+            [list(row) for row in rows], self._encode, batch_size=_CALL_ROWS, progress=False
         )
         return torch.from_numpy(found).to(self.model.device)
 
     @torch.no_grad()
-    def _encode(self, rows: Sequence[object]) -> Tensor:
-        ids, masks = self.tokenizer.pack([list(row) for row in rows])  # type: ignore[call-overload]  # given above
-        self.encoded += len(rows)
+    def _encode(self, rows: Sequence[Any]) -> Tensor:
+        ids, masks = self.tokenizer.pack(rows)
+        self.fresh.update(tuple(row) for row in rows)
         return self.model.encode_rows(ids, masks)
 
     def _fingerprint(self) -> Fingerprint:

@@ -1,8 +1,9 @@
 """The gate: which chunks the decoder is shown as tokens, given the question.
 
-A chunk's score adds how its cached vector fits the question's vector to three signs that need no network: whether it
-holds a number, how rare its tokens are among the chunks at hand, and how much of the question it repeats. Vectors lose
-numbers and rare names first, so these are what is worth expanding.
+A chunk's score adds how its cached vector fits the question's vector to four signs that need no network: whether it
+holds a number, how rare its tokens are among the chunks at hand, how much of the question it repeats, and how much its
+neighbours repeat, since a cut may fall between what is asked and the answer. Vectors lose numbers and rare names first,
+so these are what is worth expanding.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from latentlab_shared.errors import UserError
 
-SIGNS = 3  # number, rarity, overlap
+SIGNS = 4  # number, rarity, overlap, overlap of the neighbours
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,15 @@ def choose(scores: Sequence[float], lengths: Sequence[int], budget: Budget) -> l
     return taken
 
 
-def signs(chunks: Sequence[Sequence[int]], has_number: Sequence[bool], question: Sequence[int]) -> Tensor:
-    """Number, rarity and overlap of N chunks, (N, SIGNS), each 0 … 1.
+def signs(
+    chunks: Sequence[Sequence[int]], has_number: Sequence[bool], document: Sequence[int], question: Sequence[int]
+) -> Tensor:
+    """Number, rarity, overlap and the neighbours' overlap of N chunks, (N, SIGNS), each 0 … 1.
 
     Args:
-        chunks: encoder ids of each chunk.
+        chunks: encoder ids of each chunk, in the documents' order.
         has_number: whether its text has a digit.
+        document: number of the document it is of.
         question: encoder ids of the question; empty to leave it out.
     """
     held = Counter(token for chunk in chunks for token in set(chunk))
@@ -78,14 +82,13 @@ def signs(chunks: Sequence[Sequence[int]], has_number: Sequence[bool], question:
     most = math.log(1 + len(chunks)) or 1.0
     asked = set(question) & held.keys()
     wanted = sum(rare[token] for token in asked) or 1.0
-    rows = [
-        (
-            float(number),
-            sum(rare[token] for token in set(chunk)) / (most * max(1, len(set(chunk)))),
-            sum(rare[token] for token in asked.intersection(chunk)) / wanted,
-        )
-        for chunk, number in zip(chunks, has_number, strict=True)
+    rarity = [sum(rare[token] for token in set(chunk)) / (most * max(1, len(set(chunk)))) for chunk in chunks]
+    overlap = [sum(rare[token] for token in asked.intersection(chunk)) / wanted for chunk in chunks]
+    beside = [
+        max([overlap[m] for m in (n - 1, n + 1) if 0 <= m < len(chunks) and document[m] == document[n]], default=0.0)
+        for n in range(len(chunks))
     ]
+    rows = list(zip(map(float, has_number), rarity, overlap, beside, strict=True))
     return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), SIGNS)
 
 
@@ -106,7 +109,7 @@ class Gate(nn.Module):
         self.signs = nn.Linear(SIGNS, 1)
         with torch.no_grad():
             # Before any training: the question's rare words first, then numbers, then rare tokens.
-            self.signs.weight.copy_(torch.tensor([[0.5, 0.5, 4.0]]))
+            self.signs.weight.copy_(torch.tensor([[0.5, 0.5, 4.0, 2.0]]))
             self.signs.bias.fill_(-3.0)
 
     def forward(self, vectors: Tensor, signs: Tensor, question: Tensor | None = None) -> Tensor:

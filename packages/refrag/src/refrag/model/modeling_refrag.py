@@ -81,6 +81,11 @@ class RefragModel(nn.Module):
         found = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
         return int(found) if found else None
 
+    @property
+    def row_limit(self) -> int:
+        """Tokens of a row that the encoder has positions for; RoBERTa keeps two for itself."""
+        return int(getattr(self.encoder.config, "max_position_embeddings", 1 << 30)) - 2
+
     def set_trained(self, letters: str, gate: bool = False) -> None:
         """Let the parts named by their letters learn, and the gate if wished, and no others."""
         for letter, part in (("p", self.projector), ("e", self.encoder), ("d", self.decoder)):
@@ -100,15 +105,17 @@ class RefragModel(nn.Module):
     def encode_rows(self, rows: Sequence[Sequence[int]], masks: Sequence[Sequence[int]]) -> Tensor:
         """Vectors of rows before the projector, (R, E); one encoder call, whatever documents the rows are of.
 
+        A row that is longer than the encoder's positions, for want of a cut both tokenizers agree on, is read so far.
+
         Args:
             rows: R rows of encoder ids; their widths may differ.
             masks: 1 for a token, 0 for padding, as wide as the rows.
         """
         if not rows:
             return torch.zeros(0, self.encoder_dim, device=self.device)
-        width = max(len(row) for row in rows)
-        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=self.device)  # (R, W)
-        mask = torch.tensor([[*m, *[0] * (width - len(m))] for m in masks], device=self.device)  # (R, W)
+        width = min(max(len(row) for row in rows), self.row_limit)
+        ids = torch.tensor([[*row[:width], *[0] * (width - len(row))] for row in rows], device=self.device)  # (R, W)
+        mask = torch.tensor([[*m[:width], *[0] * (width - len(m))] for m in masks], device=self.device)  # (R, W)
         step = max(1, _CALL_TOKENS // width)
         return torch.cat([self._encode(ids[at : at + step], mask[at : at + step]) for at in range(0, len(ids), step)])
 

@@ -55,12 +55,12 @@ def make_tiny(
     Args:
         texts: where the vocabularies come from.
         compression: k.
-        width: D of the decoder; the encoder is two thirds as wide.
+        width: D of the decoder; the encoder is half as wide.
         layers: of the decoder.
         seed: of the weights.
     """
     sides = encoder_tokenizer(texts), decoder_tokenizer(texts)
-    narrow = 2 * width // 3
+    narrow = width // 2
     end = sides[1].eos_token_id
     describe: Any = BertConfig  # typed without the options of every model
     encoder = describe(

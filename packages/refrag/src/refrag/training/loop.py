@@ -144,6 +144,17 @@ def run_steps(
     return objective.eval()
 
 
+def steps_done(folder: Path) -> int:
+    """The step of a run folder's checkpoint; 0 if there is none, or a damaged one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / CHECKPOINT, "pt") as file:
+            return int((file.metadata() or {})["step"])
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return 0
+
+
 def _save(
     path: Path, trained: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, settings: LoopSettings, step: int
 ) -> None:

@@ -101,4 +101,5 @@ def build_window(
 
 def heading(doc: Doc) -> str:
     """What the decoder reads before a document."""
-    return f"[{doc.id}] {doc.title}\n" if doc.title else f"[{doc.id}]\n"
+    title = " ".join((doc.title or "").split())  # on one line: a title is no place for other documents
+    return f"[{doc.id}] {title}\n" if title else f"[{doc.id}]\n"

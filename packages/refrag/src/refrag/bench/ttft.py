@@ -1,0 +1,185 @@
+"""Time to the first token, and bytes of the KV cache: the same decoder reads a context as it is, and compressed.
+
+Both tokenizers are one, so that a chunk is exactly k tokens of either side. Weights are random: they cost the same.
+The compressed side pays for everything a question costs: cutting the documents, looking vectors up (or encoding), the
+gate, the projector, the window and the first token.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentlab_shared.provenance import write_table
+from refrag.inference.generator import RefragGenerator
+from refrag.model.config_refrag import RefragConfig
+from refrag.model.documents import Doc
+from refrag.model.gate import Budget
+from refrag.model.modeling_refrag import RefragModel
+from refrag.model.tokenization_refrag import RefragTokenizer
+from refrag.sample.facts import generate
+from refrag.sample.tiny import decoder_tokenizer
+
+Log = Callable[[str], None]
+Row = dict[str, Any]
+
+TARGETS = {8: 11.0, 16: 22.0, 32: 36.0}  # cached, nothing expanded
+EXPANDED_TARGET, FRESH_TARGET = 9.0, 7.5  # k = 16: a tenth expanded; not cached
+_QUESTION = "What is the mill count of Selford?"
+
+
+def bench_ttft(
+    *,
+    context: int = 4096,
+    width: int = 512,
+    layers: int = 8,
+    encoder_width: int = 384,
+    encoder_layers: int = 6,
+    rates: Sequence[int] = (8, 16, 32),
+    repeats: int = 7,
+    seed: int = 0,
+    log: Log = lambda line: None,
+) -> list[Row]:
+    """Measure, in CPU time of one thread, interleaved; medians.
+
+    Args:
+        context: decoder tokens of all documents.
+        width: of the decoder.
+        layers: of the decoder.
+        encoder_width: of the encoder.
+        encoder_layers: of the encoder.
+        rates: k.
+        repeats: rounds.
+        seed: of the weights and the text.
+        log: told what is going on.
+    """
+    model, tokenizer = _models(context, width, layers, encoder_width, encoder_layers, seed)
+    docs = _documents(tokenizer, context, seed)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            return _measure(model, tokenizer, docs, Path(folder), rates, repeats, log)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def write_results(folder: Path, rows: Sequence[Row], command: str, seed: int) -> None:
+    """Write ``ttft.json``, the table of the README."""
+    about = "random weights: Llama 8 x 512, BERT 6 x 384; one thread, CPU time, interleaved, medians"
+    shown = [{"name": row["name"], "metrics": {k: v for k, v in row.items() if k != "name"}} for row in rows]
+    write_table(folder / "ttft.json", shown, command=command, data=about, seeds=[seed])
+
+
+def _models(
+    context: int, width: int, layers: int, encoder_width: int, encoder_layers: int, seed: int
+) -> tuple[RefragModel, RefragTokenizer]:
+    from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+
+    words = decoder_tokenizer([doc.text for example in generate(300, seed) for doc in example.docs])
+    describe: Any = LlamaConfig  # typed without the options of every model
+    decoder = describe(
+        vocab_size=32_000,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 64),
+        num_key_value_heads=max(1, width // 64),
+        max_position_embeddings=2 * context + 1024,
+        tie_word_embeddings=True,
+    )
+    describe = BertConfig
+    encoder = describe(
+        vocab_size=len(words),
+        hidden_size=encoder_width,
+        intermediate_size=4 * encoder_width,
+        num_hidden_layers=encoder_layers,
+        num_attention_heads=max(1, encoder_width // 32),
+        max_position_embeddings=128,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = RefragConfig("random", "random", pooling="mean", projector="mlp")
+        model = RefragModel(config, BertModel(encoder, add_pooling_layer=False), LlamaForCausalLM(decoder)).eval()
+    return model, RefragTokenizer(words, words)
+
+
+def _documents(tokenizer: RefragTokenizer, context: int, seed: int, each: int = 256) -> list[Doc]:
+    """Documents of ``each`` tokens, ``context`` in all."""
+    text = " ".join(doc.text for example in generate(context // 16 + 8, seed) for doc in example.docs)
+    chunks = tokenizer.chunks(text, each)[: max(1, context // each)]
+    return [Doc(str(n + 1), text[chunk.start : chunk.end].strip()) for n, chunk in enumerate(chunks)]
+
+
+def _measure(
+    model: RefragModel,
+    tokenizer: RefragTokenizer,
+    docs: Sequence[Doc],
+    folder: Path,
+    rates: Sequence[int],
+    repeats: int,
+    log: Log,
+) -> list[Row]:
+    cached = RefragGenerator(model, tokenizer, cache=folder)
+    fresh = RefragGenerator(model, tokenizer)
+    ways: dict[str, tuple[RefragGenerator, int, Budget | None]] = {f"k={k}, cached": (cached, k, None) for k in rates}
+    for k in rates:
+        ways[f"k={k}, cached, a tenth expanded"] = (cached, k, Budget(fraction=0.1))
+        ways[f"k={k}, not cached"] = (fresh, k, None)
+    times: dict[str, list[float]] = {name: [] for name in ("full", *ways)}
+    facts: dict[str, tuple[int, int]] = {}  # positions and bytes
+    full = cached.window(_QUESTION, docs, budget=Budget(fraction=1.0)).embeddings  # the prompt as it is
+    for generator, k, budget in ways.values():
+        generator.window(_QUESTION, docs, budget=budget, compression=k)  # fills the cache
+    for round_ in range(repeats):
+        log(f"round {round_ + 1} of {repeats}")
+        facts["full"] = _timed(lambda: full, model, times["full"])
+        for name, (generator, k, budget) in ways.items():
+            facts[name] = _timed(
+                lambda g=generator, k=k, b=budget: g.window(_QUESTION, docs, budget=b, compression=k).embeddings,  # type: ignore[misc]
+                model,
+                times[name],
+            )
+    return [_row(name, times, facts, model) for name in times]
+
+
+def _timed(prompt: Callable[[], Tensor], model: RefragModel, times: list[float]) -> tuple[int, int]:
+    """Add the CPU time of a prompt and its first token; returns the prompt's positions and the cache's bytes."""
+    began = time.process_time()
+    slots = prompt()
+    found = model.decoder(inputs_embeds=slots[None], logits_to_keep=1, use_cache=True)
+    found.logits[0, -1].argmax().item()
+    times.append(time.process_time() - began)
+    layers = found.past_key_values.layers
+    held = sum(t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values))
+    return len(slots), held
+
+
+def _row(name: str, times: dict[str, list[float]], facts: dict[str, tuple[int, int]], model: RefragModel) -> Row:
+    seconds, against = statistics.median(times[name]), statistics.median(times["full"])
+    (slots, held), (all_slots, all_held) = facts[name], facts["full"]
+    d = model.decoder_dim
+    formula = all_slots * (24 * d + 4 * all_slots) / (slots * (24 * d + 4 * slots))
+    k = int(name.split(",")[0].removeprefix("k=")) if name != "full" else 0
+    target = TARGETS.get(k) if name.endswith(", cached") else None
+    if k == 16 and not target:
+        target = FRESH_TARGET if "not cached" in name else EXPANDED_TARGET
+    return {
+        "name": name,
+        "cpu_s": seconds,
+        "ratio": against / seconds,
+        "formula": formula,
+        "positions": slots,
+        "kv_MB": held / 1e6,
+        "kv_ratio": all_held / held,
+        "positions_ratio": all_slots / slots,
+        "target": target,
+        "ok": None if target is None else against / seconds >= target,
+    }

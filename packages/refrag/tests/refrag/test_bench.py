@@ -1,0 +1,53 @@
+"""The benchmarks, at sizes that say nothing about speed: what they count must be right."""
+
+import json
+
+import pytest
+from refrag_tokenizers import SENTENCES, tokenizer
+from test_cli import refrag
+
+from refrag.bench.align import bench_align
+from refrag.bench.ttft import bench_ttft
+
+
+def test_ttft_counts_positions_and_bytes():
+    rows = bench_ttft(context=512, width=16, layers=1, encoder_width=32, encoder_layers=1, rates=(8, 16), repeats=1)
+    named = {row["name"]: row for row in rows}
+    full = named["full"]
+    # 512 tokens in documents, some blanks at their ends left out; the rest is what stands around them.
+    for k in (8, 16):
+        row = named[f"k={k}, cached"]
+        saved = full["positions"] - row["positions"]
+        chunks = saved / (k - 1)
+        assert 512 / k * 0.9 <= chunks <= 512 / k * 1.1
+        assert row["kv_ratio"] == pytest.approx(full["positions"] / row["positions"], rel=1e-9)
+        assert named[f"k={k}, not cached"]["positions"] == row["positions"]
+        assert named[f"k={k}, cached, a tenth expanded"]["positions"] > row["positions"]
+        assert row["formula"] > row["positions_ratio"] > 1
+    assert full["ratio"] == 1 and named["k=16, cached"]["target"] == 22.0
+
+
+def test_align_finds_no_faults(tmp_path):
+    home = tmp_path / "tokenizers"
+    for family in ("wordpiece", "gpt2"):
+        tokenizer(family).save_pretrained(home / family)
+    (tmp_path / "text.txt").write_text(" ".join(SENTENCES))
+    options = {"chars": 300, "cases": 5, "repeats": 1, "references": 1, "seed": 0}
+    rows, pairs = bench_align(home, tmp_path / "text.txt", **options, log=lambda line: None)
+    named = {row["name"]: row for row in rows}
+    assert named["spurious_anchors"]["value"] == named["missing_anchors"]["value"] == 0
+    assert len(pairs) == 3 and sum("table_s" in pair for pair in pairs) == 1
+    assert all(pair["tokens"] > 0 and pair["anchors"] > 10 for pair in pairs)
+
+
+def test_bench_writes_its_tables(tmp_path):
+    home = tmp_path / "data"
+    for family in ("wordpiece", "gpt2"):
+        tokenizer(family).save_pretrained(home / "tokenizers" / family)
+    (home / "wikitext2").mkdir()
+    (home / "wikitext2" / "valid.txt").write_text(" ".join(SENTENCES))
+    small = ("--chars", 200, "--cases", 0, "--references", 0, "--repeats", 1)
+    refrag("bench", "align", "--data-dir", home, *small, "-o", tmp_path / "out", "--json")
+    table = json.loads((tmp_path / "out" / "align.json").read_text())
+    assert {row["name"] for row in table["rows"]} >= {"tokens_per_second", "spurious_anchors"}
+    assert len(json.loads((tmp_path / "out" / "align_pairs.json").read_text())["rows"]) == 3
