@@ -40,8 +40,8 @@ def bench_ttft(
     context: int = 4096,
     width: int = 512,
     layers: int = 8,
-    encoder_width: int = 384,
-    encoder_layers: int = 6,
+    encoder_width: int = 256,
+    encoder_layers: int = 4,
     rates: Sequence[int] = (8, 16, 32),
     repeats: int = 7,
     seed: int = 0,
@@ -73,7 +73,7 @@ def bench_ttft(
 
 def write_results(folder: Path, rows: Sequence[Row], command: str, seed: int) -> None:
     """Write ``ttft.json``, the table of the README."""
-    about = "random weights: Llama 8 x 512, BERT 6 x 384; one thread, CPU time, interleaved, medians"
+    about = "random weights, Llama 8 x 512 and BERT 4 x 256; one thread, CPU time, interleaved, medians"
     shown = [{"name": row["name"], "metrics": {k: v for k, v in row.items() if k != "name"}} for row in rows]
     write_table(folder / "ttft.json", shown, command=command, data=about, seeds=[seed])
 
@@ -111,10 +111,10 @@ def _models(
     return model, RefragTokenizer(words, words)
 
 
-def _documents(tokenizer: RefragTokenizer, context: int, seed: int, each: int = 256) -> list[Doc]:
-    """Documents of ``each`` tokens, ``context`` in all."""
+def _documents(tokenizer: RefragTokenizer, context: int, seed: int, count: int = 4) -> list[Doc]:
+    """Documents of ``context`` tokens in all."""
     text = " ".join(doc.text for example in generate(context // 16 + 8, seed) for doc in example.docs)
-    chunks = tokenizer.chunks(text, each)[: max(1, context // each)]
+    chunks = tokenizer.chunks(text, context // count)[:count]
     return [Doc(str(n + 1), text[chunk.start : chunk.end].strip()) for n, chunk in enumerate(chunks)]
 
 
