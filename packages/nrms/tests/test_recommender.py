@@ -71,6 +71,18 @@ def test_odd_requests_are_defined(recommender: Recommender) -> None:
             recommender.recommend(["N1"], **wrong)
 
 
+def test_equal_scores_come_in_the_order_of_the_catalogue(model: LoadedModel) -> None:
+    made = Recommender(model)
+    made.add([replace(n, title="w1 w2 w3") if i % 3 else n for i, n in enumerate(NEWS)])
+    same = [id for i, id in enumerate(IDS) if i % 3]
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        asked = rng.permutation(IDS).tolist()
+        items = made.recommend(["N0"], COUNT, candidates=asked).items
+        assert [item.id for item in items if item.id in same] == same
+        assert len({item.score for item in items if item.id in same}) == 1
+
+
 def test_filters(recommender: Recommender) -> None:
     since = NEWS[100].published
     answer = recommender.recommend(["N1"], COUNT, categories=TOPICS[:2], published_since=since, exclude=["N102"])

@@ -12,12 +12,15 @@ import pytest
 from factory import make_model, make_news
 from fastapi.testclient import TestClient
 
+from latentlab_shared.errors import UserError
 from nrms.model.folder import LoadedModel
 from nrms.server.app import create_app
 from nrms.server.article_recommender.calculate_embeddings import embed_pending
+from nrms.server.corpus import open_ready
 from nrms.server.observe import JsonLines
 from nrms.server.settings import Settings
 from nrms.server.store import Store
+from nrms.server.workers import serve
 
 COUNT = 60
 TOKEN = "a secret"
@@ -117,6 +120,41 @@ def test_events_make_a_reader_known(client: TestClient) -> None:
     assert not {"N0", "N1", "N2"} & {i["id"] for i in answer["items"]}
     late = {"event_id": "x", "user": "u", "article": "a", "at": "2999-01-01T00:00:00Z"}
     assert client.post("/events", json={"events": [late]}).status_code == 422
+
+
+def test_what_was_read_is_not_recommended_however_long_ago(client: TestClient) -> None:
+    old = [{"event_id": "old", "user": "u", "article": "N7", "at": "2020-01-01T00:00:00Z"}]
+    again = [{"event_id": f"e{i}", "user": "u", "article": "N9"} for i in range(999)]
+    gone = [{"event_id": f"g{i}", "user": "u", "article": f"gone{i}"} for i in range(1000)]
+    for events in (old + again, gone, [{"event_id": "last", "user": "u", "article": "N2"}]):
+        assert client.post("/events", json={"events": events}).status_code == 200
+    answer = client.get("/users/u/recommendations", params={"k": 1000, "explain": True}).json()
+    assert {i["id"] for i in answer["items"]} == {f"N{i}" for i in range(COUNT)} - {"N2", "N7", "N9"}
+    assert [read["id"] for read in answer["attention"]] == ["N2"]  # of the last thousand that one is known
+
+
+def test_times_outside_the_calendar_are_422(client: TestClient) -> None:
+    article = {"id": "P0", "title": "t"}
+    for moment in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:30:00-01:00"):
+        for name in ("published", "expires"):
+            answer = client.post("/articles", json={"articles": [article | {name: moment}]})
+            assert answer.status_code == 422 and f"articles.0.{name}: " in answer.json()["error"]
+        event = {"event_id": "e", "user": "u", "article": "N1", "at": moment}
+        assert client.post("/events", json={"events": [event]}).status_code == 422
+        assert client.post("/recommend", json={"published_since": moment}).status_code == 422
+        assert client.get("/users/u/recommendations", params={"published_since": moment}).status_code == 422
+    last = article | {"published": "9999-12-31T23:59:59.999999Z"}
+    assert client.post("/articles", json={"articles": [last]}).status_code == 200
+    assert client.get("/articles").json()["articles"][0]["published"] == "9999-12-31T23:59:59.999000+00:00"
+
+
+def test_wrong_queries_are_one_line(client: TestClient) -> None:
+    for path, names in (("/articles", ("category", "words")), ("/users/x/recommendations", ("category",))):
+        for name in names:
+            assert client.get(path, params={name: "x" * 200}).status_code == 200
+            for value in ("\0", "a\0b", "x" * 201):
+                answer = client.get(path, params={name: value})
+                assert answer.status_code == 422 and name in answer.json()["error"]
 
 
 def test_popular_articles_come_first_for_strangers(ready: str) -> None:
@@ -244,15 +282,12 @@ def test_search_in_the_database_and_by_graph_answer_like_the_scan(
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_a_database_that_is_away_is_503_and_recommending_goes_on(
-    ready: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_database_that_is_away_is_503_and_recommending_goes_on(ready: str) -> None:
     if not ready.startswith("sqlite"):
         pytest.skip("the restart of a real PostgreSQL is in test_load.py")
     import sqlite3
 
     event = {"events": [{"event_id": "a", "user": "u", "article": "N1"}]}
-    monkeypatch.setattr("nrms.server.store.database.BUSY_MS", 50)
     with TestClient(create_app(Settings(ready, patience=0.3, token=""))) as made:
         other = sqlite3.connect(ready.removeprefix("sqlite:///"), isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
@@ -262,6 +297,63 @@ def test_a_database_that_is_away_is_503_and_recommending_goes_on(
         other.execute("ROLLBACK")
         assert made.post("/events", json=event).json() == {"accepted": 1, "duplicates": 0}
         other.close()
+
+
+def test_a_database_file_taken_away_is_503(ready: str) -> None:
+    if not ready.startswith("sqlite"):
+        pytest.skip("PostgreSQL keeps its files itself")
+    file = Path(ready.removeprefix("sqlite:///"))
+    event = {"events": [{"event_id": "a", "user": "u", "article": "N1"}]}
+    with TestClient(create_app(Settings(ready, poll=30, patience=0.1, token=""))) as made:
+        assert made.post("/events", json=event).json() == {"accepted": 1, "duplicates": 0}
+        file.rename(file.with_suffix(".aside"))
+        for answer in (made.post("/events", json=event), made.get("/articles")):
+            assert answer.status_code == 503 and answer.headers["retry-after"] == "2"
+        assert not file.exists()
+        assert made.post("/recommend", json={"history": ["N1"]}).json()["items"]
+        file.with_suffix(".aside").rename(file)
+        assert made.post("/events", json=event).json() == {"accepted": 1, "duplicates": 1}
+
+
+def test_a_full_disk_is_503(ready: str) -> None:
+    if not ready.startswith("sqlite"):
+        pytest.skip("no disk to fill")
+    from sqlalchemy import event as hook
+
+    events = [{"event_id": f"{i}{'x' * 150}", "user": "u", "article": "N1"} for i in range(1000)]
+    large = [{"id": f"big{i}", "title": "w1", "abstract": "x" * 9000} for i in range(100)]
+    app = create_app(Settings(ready, poll=30, patience=0.1, token=""))
+    with TestClient(app) as made:
+        engine = app.state.service.store.database.engine
+        engine.dispose()
+        hook.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA max_page_count = 1"))
+        for answer in (made.post("/events", json={"events": events}), made.post("/articles", json={"articles": large})):
+            assert answer.status_code == 503 and answer.headers["retry-after"] == "2"
+        engine.dispose()
+        hook.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA max_page_count = 100000"))
+        assert made.post("/events", json={"events": events}).json() == {"accepted": 1000, "duplicates": 0}
+        assert made.post("/articles", json={"articles": large}).json()["inserted"] == 100
+
+
+def test_a_model_folder_that_is_gone_is_said_before_anyone_can_connect(tmp_path: Path) -> None:
+    url, said = f"sqlite:///{tmp_path / 'x.db'}", []
+    held = make_model(tmp_path / "m")
+    store = Store(url)
+    store.articles.add(make_news(3))
+    embed_pending(store, held, str(tmp_path / "m"))
+    store.models.activate(held.model_id)
+    store.close()
+    (tmp_path / "m").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="there is no such model folder"):
+        serve(Settings(url), port=0, log=said.append)
+    assert said == []
+
+
+def test_a_mistake_in_the_model_leaves_no_database_behind(tmp_path: Path, model_dir: Path) -> None:
+    for folder, said in ((tmp_path / "nowhere", "no such model folder"), (model_dir, "no embedded articles")):
+        with pytest.raises(UserError, match=said):
+            open_ready(f"sqlite:///{tmp_path / 'new' / 'x.db'}", folder)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_log_lines_are_json() -> None:

@@ -3,7 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from latentlab_shared.errors import UserError
 from nrms.data.types import News
-from nrms.inference.catalogue import Filter
-from nrms.server.store import Read, Store
-from nrms.server.store.database import alembic_config, now_ms
+from nrms.inference.catalogue import Filter, to_ms, to_time
+from nrms.server.store import NoDatabase, Read, Store, Unavailable
+from nrms.server.store.database import Database, alembic_config, now_ms
 from nrms.server.store.schema import articles, embeddings, jobs, metadata
 
 
@@ -101,6 +101,43 @@ def test_articles_are_found_by_words_and_category(store: Store) -> None:
     assert store.articles.categories() == ["x", "y"]
 
 
+def test_words_are_found_in_either_case_in_every_script(store: Store) -> None:
+    store.articles.add([News("a", "Élan Über"), News("b", "ÉLAN ΣΟΦΙΑ"), News("c", "elan")])
+    assert {n.id for n in store.articles.search("Élan")} == {n.id for n in store.articles.search("élan")} == {"a", "b"}
+    assert [n.id for n in store.articles.search("über")] == ["a"]
+
+
+def test_times_outside_the_calendar_are_refused_and_do_no_harm_where_they_are_stored(store: Store) -> None:
+    far = timezone(timedelta(hours=14))
+    early, late = datetime.min.replace(tzinfo=far), datetime.max.replace(tzinfo=timezone(-timedelta(hours=1)))
+    for moment in (early, late):
+        with pytest.raises(UserError, match="years 1 to 9999"):
+            store.articles.add([News("a", "t", published=moment)])
+    with pytest.raises(UserError, match="years 1 to 9999"):
+        store.articles.add([News("a", "t")], {"a": late})
+    assert store.articles.count() == 0
+    ends = [News("first", "t", published=datetime.min), News("last", "t", published=datetime.max)]
+    store.articles.add(ends)
+    with store.database.write() as connection:  # as an earlier version wrote them
+        for id, moment in (("first", -62135647200000), ("last", 253402300800000)):
+            connection.execute(sa.update(articles).where(articles.c.id == id).values(published_at=moment))
+    found = {n.id: n.published for n in store.articles.search()}
+    assert (found["first"].year, found["last"].year) == (1, 9999)
+    assert embed_all(store, store.models.register("m", 8, "f")) == 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.datetimes(timezones=st.timezones()))
+def test_every_time_of_the_calendar_keeps_its_milliseconds(moment: datetime) -> None:
+    try:
+        utc = moment.astimezone(UTC)
+    except OverflowError:
+        with pytest.raises(UserError):
+            to_ms(moment)
+        return
+    assert to_time(to_ms(moment)) == utc.replace(microsecond=utc.microsecond // 1000 * 1000)
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("uv"), st.integers(0, 9)), max_size=30))
 def test_events_count_once_whatever_is_sent(tmp_path: Path, sent: list[tuple[str, str, int]]) -> None:
@@ -126,6 +163,13 @@ def test_events_are_the_same_on_both(store: Store) -> None:
     assert store.events.history("u") == ["B", "A"] and store.events.history("nobody") == []
     assert store.events.popular(0) == ["B", "A"]  # B has two readers
     assert store.events.popular(25) == ["A"]
+
+
+def test_a_history_counts_articles_not_reads(store: Store) -> None:
+    store.events.add([Read("first", "u", "N7", 1), *(Read(f"u{i}", "u", "N9", 2 + i) for i in range(1000))])
+    assert store.events.history("u") == ["N7", "N9"] and store.events.history("u", limit=1) == ["N9"]
+    store.events.add([Read(f"v{i}", "v", f"N{i}", i) for i in range(1500)])
+    assert store.events.history("v") == [f"N{i}" for i in range(1500)]
 
 
 def test_only_what_is_new_or_has_another_text_is_embedded(store: Store) -> None:
@@ -323,15 +367,95 @@ def test_wrong_addresses_and_files_are_one_line(tmp_path: Path) -> None:
         ("sqlite://", "in memory"),
         ("mysql://x/y", "not supported"),
         (f"sqlite:///{tmp_path / 'text.db'}", "no SQLite database"),
+        (f"sqlite:///{tmp_path}", "this is a folder"),
+        ("postgresql://u:secret@h:bad/db", "no database address"),
+        ("postgresql://127.0.0.1:1/db?nonsense=1", "nonsense"),
     ):
         with pytest.raises(UserError, match=said):
             Store(url)
 
 
 def test_a_password_is_not_shown() -> None:
-    from nrms.server.store.database import Database
+    for url in ("postgresql://me:secret@localhost/x", "postgresql://localhost/x?user=me&password=secret"):
+        name = Database(url).name
+        assert "secret" not in name and "me" in name and "localhost/x" in name
 
-    assert "secret" not in Database("postgresql://me:secret@localhost/x").name
+
+def test_who_only_reads_makes_no_database(tmp_path: Path, empty_postgres: str) -> None:
+    for url in (str(tmp_path / "no" / "x.db"), f"pgserver:{tmp_path / 'pg'}"):
+        with pytest.raises(NoDatabase, match=r"no such database.*Check --database"):
+            Store(url, create=False)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "empty.db").touch()
+    for url in (str(tmp_path / "empty.db"), empty_postgres):
+        with pytest.raises(NoDatabase, match="holds nothing of nrms"):
+            Store(url, create=False)
+    Store(str(tmp_path / "no" / "x.db")).close()
+    Store(str(tmp_path / "no" / "x.db"), create=False).close()
+
+
+def test_a_database_of_another_program_is_refused_and_left_as_it_is(tmp_path: Path, empty_postgres: str) -> None:
+    import sqlite3
+
+    file = tmp_path / "other.db"
+    for table in ("customers", "articles", "alembic_version"):
+        file.unlink(missing_ok=True)
+        other = sqlite3.connect(file)
+        other.execute(f"CREATE TABLE {table} (version_num TEXT)")
+        if table == "alembic_version":  # another program with migrations, and by chance with this number
+            other.execute("INSERT INTO alembic_version VALUES ('0001')")
+        other.commit()
+        other.close()
+        before = file.read_bytes()
+        with pytest.raises(UserError, match="another program's"):
+            Store(str(file))
+        assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+    with Database(empty_postgres).write() as connection:
+        connection.exec_driver_sql("CREATE TABLE spatial_ref_sys (a int)")  # of an extension: in nobody's way
+    Store(empty_postgres).close()
+
+
+def test_in_postgres_a_table_in_the_way_is_one_line(empty_postgres: str) -> None:
+    with Database(empty_postgres).write() as connection:
+        connection.exec_driver_sql("CREATE TABLE articles (a int)")
+    with pytest.raises(UserError, match=r"another program's \(it has the table articles\)"):
+        Store(empty_postgres)
+
+
+def test_a_file_taken_away_is_noticed_and_not_made_anew(tmp_path: Path) -> None:
+    file, aside = tmp_path / "x.db", tmp_path / "aside.db"
+    store = Store(str(file), patience=0.1)
+    assert store.events.add([Read("1", "u", "A", 1)]) == 1
+    file.rename(aside)
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            store.events.add([Read("2", "u", "B", 2)])
+        with pytest.raises(Unavailable):
+            store.events.count()
+    assert not file.exists()
+    aside.rename(file)
+    assert store.events.add([Read("2", "u", "B", 2)]) == 1 and store.events.history("u") == ["A", "B"]
+    for part in tmp_path.glob("x.db*"):
+        part.unlink()
+    file.touch()  # a file, but not yet a database
+    with pytest.raises(Unavailable):
+        store.events.add([Read("3", "u", "C", 3)])
+    Store(str(file)).close()  # another database in its place: what is accepted now is kept there
+    assert store.events.add([Read("3", "u", "C", 3)]) == 1
+    again = Store(str(file))
+    assert store.events.history("u") == again.events.history("u") == ["C"]
+    again.close()
+    with pytest.raises(Unavailable, match="taken away"), store.database.write():
+        file.rename(aside)  # in the middle of a transaction
+    store.close()
+
+
+def test_a_writer_waits_as_long_as_the_store_is_patient(tmp_path: Path) -> None:
+    for patience, ms in ((10.0, 10_000), (0.25, 250)):
+        store = Store(str(tmp_path / "x.db"), patience=patience)
+        with store.database.read() as connection:
+            assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == ms
+        store.close()
 
 
 def test_articles_in_the_table_have_one_row_each(store: Store) -> None:

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +22,27 @@ Halfs = NDArray[np.float16]
 _NEVER = np.iinfo(np.int64).max
 _UNKNOWN = np.iinfo(np.int64).min
 _ABOUT, _VECTORS, _ARTICLES = "catalogue.json", "vectors.npy", "articles.jsonl"
+_EPOCH, _MS = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1)
+_FIRST_MS, _LAST_MS = ((end.replace(tzinfo=UTC) - _EPOCH) // _MS for end in (datetime.min, datetime.max))
+
+
+def to_ms(moment: datetime | None) -> int | None:
+    """Whole milliseconds since 1970; a time without a zone is UTC.
+
+    Raises:
+        UserError: for a moment that in UTC lies outside the years 1 to 9999.
+    """
+    if moment is None:
+        return None
+    ms = ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // _MS
+    if not _FIRST_MS <= ms <= _LAST_MS:
+        raise UserError("in UTC the time lies outside the years 1 to 9999", moment.isoformat())
+    return ms
+
+
+def to_time(ms: int | None) -> datetime | None:
+    """The moment of ``ms`` milliseconds since 1970, or the nearest one that a date can say."""
+    return None if ms is None else _EPOCH + min(max(ms, _FIRST_MS), _LAST_MS) * _MS
 
 
 class Entry(NamedTuple):
@@ -36,7 +57,7 @@ class Entry(NamedTuple):
     @property
     def published_at(self) -> datetime | None:
         """When it was published."""
-        return None if self.published is None else datetime.fromtimestamp(self.published / 1000, UTC)
+        return to_time(self.published)
 
 
 @dataclass(frozen=True)
@@ -71,11 +92,13 @@ class Found:
         entries: k articles.
         vectors: theirs, (k, D) float32.
         scores: dot products with the user, (k,); empty where nobody was asked about.
+        places: numbers that grow in the order of the catalogue, (k,).
     """
 
     entries: list[Entry]
     vectors: Floats
     scores: Floats
+    places: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -162,7 +185,7 @@ class Catalogue:
         picked = np.asarray(rows, np.int64)
         vectors = np.asarray(self.vectors[picked], np.float32)
         given = np.zeros(0, np.float32) if scores is None else scores
-        return Found([self.entries[row] for row in picked], vectors, given)
+        return Found([self.entries[row] for row in picked], vectors, given, picked)
 
     def updated(self, entries: Sequence[Entry], vectors: Halfs, revision: int = -1) -> Catalogue:
         """A catalogue with these articles changed in their rows, or added behind the others."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from latentlab_shared.errors import UserError
 from nrms.data.types import Floats, News
 from nrms.inference.answer import Answer, Attention, Fallback, Item, Reason
-from nrms.inference.catalogue import Catalogue, Entry, Filter, Found
+from nrms.inference.catalogue import Catalogue, Entry, Filter, Found, to_ms
 from nrms.inference.diversity import diversify
 from nrms.inference.search import ExactSearch, GraphSearch, Source
 from nrms.model.folder import LoadedModel, load_model_dir, save_model
@@ -315,13 +315,6 @@ def entry_of(news: News) -> Entry:
     return Entry(news.id, news.title, news.category, to_ms(news.published))
 
 
-def to_ms(moment: datetime | None) -> int | None:
-    """Milliseconds since 1970; a time without a zone is UTC."""
-    if moment is None:
-        return None
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-
-
 def _last_places(items: Sequence[str]) -> list[str]:
     """The different items, each at its last place."""
     return list(dict.fromkeys(reversed(items)))[::-1]
@@ -336,10 +329,11 @@ def _rank(source: Source, candidates: Sequence[str], user: Floats, k: int, wante
     rows: NDArray[np.int64] = np.array(
         [row for row, entry in enumerate(found.entries) if wanted.allows(entry, now)], np.int64
     )
-    scores = found.vectors[rows] @ user
-    order = np.argsort(-scores, kind="stable")[:k]
+    # Row by row: a product of the whole matrix may round equal rows differently, and then ties would not be ties.
+    scores = np.einsum("nd,d->n", found.vectors[rows], user)
+    order = np.lexsort((found.places[rows], -scores))[:k]
     rows = rows[order]
-    picked = Found([found.entries[row] for row in rows], found.vectors[rows], scores[order])
+    picked = Found([found.entries[row] for row in rows], found.vectors[rows], scores[order], found.places[rows])
     return picked, [id for id in given if id not in known]
 
 

@@ -13,6 +13,7 @@ from latentlab_shared.errors import NeedsExtra
 from nrms.data.types import Floats
 from nrms.inference.catalogue import Catalogue, Filter, Found
 
+_EXCLUDED = 1000  # articles left out that a graph is first asked beyond; a reader may have read far more
 _BLOCK = 2048  # rows widened to float32 at a time: 2 MiB at 256 dimensions, so they stay in the second-level cache
 
 
@@ -121,7 +122,7 @@ class GraphSearch(ExactSearch):
         before: GraphSearch | None = None,
         *,
         connectivity: int = 32,
-        care: int = 256,
+        care: int = 160,
         effort: int = 1024,
         threads: int = 0,
     ) -> None:
@@ -159,7 +160,7 @@ class GraphSearch(ExactSearch):
         if k == 0 or not len(self.catalogue):
             return self.catalogue.take([], np.zeros(0, np.float32))
         allowed = self.catalogue.allowed(wanted)
-        first = fetch = k + len(wanted.exclude) + 16
+        first = fetch = k + min(len(wanted.exclude), _EXCLUDED) + 16
         while fetch < len(self.catalogue) // 4 and fetch <= 16 * first:
             rows = self._nearest(user, fetch)
             if allowed is not None:

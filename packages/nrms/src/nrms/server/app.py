@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import datetime
 from importlib.resources import files
 from typing import Annotated, Any, TypeVar
 
@@ -19,13 +18,22 @@ from starlette.exceptions import HTTPException
 from latentlab_shared.api import add_errors, error, page
 from nrms.data.types import News
 from nrms.inference import Answer, Recommender
+from nrms.inference.catalogue import to_ms
 from nrms.server.article_recommender.calculate_embeddings import embed_pending
 from nrms.server.guard import Guard
 from nrms.server.observe import Metrics
-from nrms.server.requests import MAX_K, ArticlesRequest, EventsRequest, Id, RecommendRequest
+from nrms.server.requests import (
+    MAX_HISTORY,
+    MAX_K,
+    ArticlesRequest,
+    EventsRequest,
+    Id,
+    Moment,
+    Name,
+    RecommendRequest,
+)
 from nrms.server.settings import Settings
 from nrms.server.store import Read, Store, Unavailable, now_ms
-from nrms.server.store.articles import to_ms
 from nrms.server.sync import Follower
 
 T = TypeVar("T")
@@ -170,8 +178,8 @@ def _add_rankings(app: FastAPI, service: Service) -> None:
     async def for_user(
         user: Id,
         k: Annotated[int, Query(ge=0, le=MAX_K)] = 10,
-        category: Annotated[list[str], Query(max_length=100)] = [],  # noqa: B006  (FastAPI copies it)
-        published_since: datetime | None = None,
+        category: Annotated[list[Name], Query(max_length=100)] = [],  # noqa: B006  (FastAPI copies it)
+        published_since: Moment | None = None,
         diversity: Annotated[float, Query(ge=0, le=1)] = 0.0,
         explain: bool = False,
         model_id: Annotated[str | None, Query(max_length=64)] = None,
@@ -186,13 +194,13 @@ def _add_rankings(app: FastAPI, service: Service) -> None:
             explain=explain,
             model_id=model_id,
         )
-        history = await service.ask(lambda: service.store.events.history(user))
-        return JSONResponse(await service.compute(lambda: service.rank(body, history, [])))
+        read = await service.ask(lambda: service.store.events.history(user))
+        return JSONResponse(await service.compute(lambda: service.rank(body, read[-MAX_HISTORY:], read)))
 
     @app.get("/articles")
     async def articles(
-        words: Annotated[str, Query(max_length=200)] = "",
-        category: Annotated[str, Query(max_length=200)] = "",
+        words: Name = "",
+        category: Name = "",
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
     ) -> dict[str, Any]:
         """The newest articles, by category or by words of the title."""

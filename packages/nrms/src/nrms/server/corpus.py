@@ -13,13 +13,12 @@ from latentlab_shared.errors import UserError
 from nrms.data.mind import BEHAVIORS_FILE, NEWS_FILE, read_behaviors, read_news
 from nrms.data.rows import BadRows
 from nrms.data.types import News
-from nrms.inference.catalogue import Catalogue
+from nrms.inference.catalogue import Catalogue, to_ms
 from nrms.inference.recommender import CATALOGUE, Recommender
 from nrms.inference.search import ExactSearch
 from nrms.model.folder import LoadedModel, load_model_dir
 from nrms.server.article_recommender.calculate_embeddings import embed_pending
-from nrms.server.store import Read, Store, StoredModel
-from nrms.server.store.articles import to_ms
+from nrms.server.store import NoDatabase, Read, Store, StoredModel
 
 SAMPLE = "sample"
 _CHUNK = 5000
@@ -117,6 +116,28 @@ def put_catalogue(store: Store, model: LoadedModel, folder: Path) -> StoredModel
     return stored
 
 
+def open_ready(database: str, folder: Path, log: Callable[[str], None] = lambda _: None) -> Store:
+    """A store with an active model; where there is no database, one with the model of ``folder`` and its catalogue.
+
+    Raises:
+        UserError: as `make_ready`; where there was no database, none is made then.
+    """
+    try:
+        store = Store(database, create=False)
+    except NoDatabase:
+        load_model_dir(folder)
+        _need_catalogue(folder)
+        store = Store(database)
+    make_ready(store, folder, log)
+    return store
+
+
+def _need_catalogue(folder: Path) -> None:
+    if not (folder / CATALOGUE).is_dir():
+        fix = f"Add articles: nrms embed --model {folder} --data FOLDER --activate"
+        raise UserError("there are no embedded articles beside the model", folder, fix)
+
+
 def make_ready(store: Store, folder: Path, log: Callable[[str], None] = lambda _: None) -> StoredModel:
     """The active model of a store; an empty store first gets the model of ``folder`` and its catalogue.
 
@@ -139,9 +160,7 @@ def make_ready(store: Store, folder: Path, log: Callable[[str], None] = lambda _
         raise UserError("the database has articles but no active model", store.database.name, fix)
     else:
         model = load_model_dir(folder)
-    if not (folder / CATALOGUE).is_dir():
-        fix = f"Add articles: nrms embed --model {folder} --data FOLDER --activate"
-        raise UserError("there are no embedded articles beside the model", folder, fix)
+    _need_catalogue(folder)
     stored = put_catalogue(store, model, folder)
     embed_pending(store, model, stored.folder)
     log(f"{store.database.name}: {store.articles.count()} articles, model {stored.id[:12]} of {folder}")

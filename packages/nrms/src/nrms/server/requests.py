@@ -7,6 +7,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from latentlab_shared.errors import UserError
+from nrms.inference.catalogue import to_ms
+
 MAX_K = 1000
 MAX_HISTORY = 1000
 MAX_CANDIDATES = 10_000
@@ -20,9 +23,18 @@ def _storable(text: str) -> str:
     return text
 
 
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        to_ms(moment)
+    except UserError as error:
+        raise ValueError(error.what) from None
+    return moment
+
+
 Id = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), AfterValidator(_storable)]
 Title = Annotated[str, StringConstraints(max_length=10_000), AfterValidator(_storable)]
 Name = Annotated[str, StringConstraints(max_length=200), AfterValidator(_storable)]
+Moment = Annotated[datetime, AfterValidator(_in_utc)]
 
 
 class _Body(BaseModel):
@@ -44,7 +56,7 @@ class Options(_Body):
 
     k: int = Field(10, ge=0, le=MAX_K, strict=True)
     categories: list[Name] = Field(default_factory=list, max_length=100)
-    published_since: datetime | None = None
+    published_since: Moment | None = None
     exclude_read: bool = True
     diversity: float = Field(0.0, ge=0, le=1)
     explain: bool = False
@@ -83,8 +95,8 @@ class Article(_Body):
     category: Name = ""
     subcategory: Name = ""
     abstract: Title = ""
-    published: datetime | None = None
-    expires: datetime | None = None
+    published: Moment | None = None
+    expires: Moment | None = None
 
 
 class ArticlesRequest(_Body):
@@ -106,7 +118,7 @@ class Event(_Body):
     event_id: Id
     user: Id
     article: Id
-    at: datetime | None = None
+    at: Moment | None = None
 
 
 class EventsRequest(_Body):

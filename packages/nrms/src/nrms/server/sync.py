@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -66,22 +66,39 @@ class DatabaseSource:
         rows = [held[id] for id in ids if id in held]
         vectors = [vector.astype(np.float32) for _, vector in rows]
         matrix = np.stack(vectors) if vectors else np.zeros((0, self._model.dim), np.float32)
-        return Found([Entry(*row[1:6]) for row, _ in rows], matrix, np.zeros(0, np.float32))
+        return _found([row for row, _ in rows], matrix, np.zeros(0, np.float32))
 
     def search(self, user: Floats, k: int, wanted: Filter) -> Found:
         """The k best articles."""
         hits = self._store.embeddings.nearest(self._model, user, k, wanted, self._exact)
         vectors = hits.vectors.astype(np.float32)
         scores = vectors @ user  # of the vector that was asked with, not of its half-precision form
-        order = np.argsort(-scores, kind="stable")
-        return Found([Entry(*hits.rows[i][1:6]) for i in order], vectors[order], scores[order])
+        order = np.lexsort(([row[0] for row in hits.rows], -scores))
+        return _found([hits.rows[i] for i in order], vectors[order], scores[order])
 
     def newest(self, k: int, wanted: Filter) -> Found:
         """The k articles published last."""
         rows = self._store.embeddings.newest(self._model, k, wanted)
-        return Found(
-            [Entry(*row[1:6]) for row in rows], np.zeros((0, self._model.dim), np.float32), np.zeros(0, np.float32)
-        )
+        return _found(rows, np.zeros((0, self._model.dim), np.float32), np.zeros(0, np.float32))
+
+
+def _found(rows: Sequence[Any], vectors: Floats, scores: Floats) -> Found:
+    """Rows as in `Changes`; the order of the catalogue is that of the articles' numbers."""
+    places = np.array([row[0] for row in rows], np.int64)
+    return Found([Entry(*row[1:6]) for row in rows], vectors, scores, places)
+
+
+def load_stored(model: StoredModel, device: str = "cpu") -> LoadedModel:
+    """The encoders of a stored model, from its folder.
+
+    Raises:
+        UserError: if the folder is gone, damaged, or holds another model by now.
+    """
+    loaded = load_model_dir(Path(model.folder), device)
+    if loaded.model_id != model.id:
+        fix = "Train into a folder of its own, then embed and activate that"
+        raise UserError(f"the folder holds another model than {model.id[:12]}", model.folder, fix)
+    return loaded
 
 
 class Follower:
@@ -129,10 +146,7 @@ class Follower:
 
     def _begin(self, model: StoredModel, popular: tuple[str, ...] | None) -> None:
         """Another model: its encoders and its articles, exchanged together."""
-        loaded = load_model_dir(Path(model.folder), self._device)
-        if loaded.model_id != model.id:
-            fix = "Train into a folder of its own, then embed and activate that"
-            raise UserError(f"the folder holds another model than {model.id[:12]}", model.folder, fix)
+        loaded = load_stored(model, self._device)
         source = self._source(loaded, model)
         if self.recommender is None:
             how: Literal["exact", "usearch"] = "usearch" if self._search == "usearch" else "exact"

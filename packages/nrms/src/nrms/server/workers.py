@@ -21,6 +21,7 @@ from latentlab_shared.errors import RunFailed
 from latentlab_shared.serving import address_of, listen
 from nrms.server.settings import Settings
 from nrms.server.store import Store
+from nrms.server.sync import load_stored
 
 _log = logging.getLogger(__name__)
 
@@ -46,11 +47,14 @@ def serve(
         log: told the address.
 
     Raises:
-        UserError: if the port is taken or the address is not this machine's.
+        UserError: if the port is taken, the address is not this machine's, or the active model's folder is gone.
         RunFailed: if workers die as soon as they start.
     """
     store = Store(settings.database)  # brings the tables to this version, and starts a database of a wheel
     settings = replace(settings, database=store.database.url)
+    active = store.models.active()
+    if active is not None:
+        load_stored(active, settings.device)  # what a worker could only log is said here, before anyone connects
     store.close()
     listener = listen(host, port)
     listener.set_inheritable(True)

@@ -148,7 +148,7 @@ def run_embed(
     advance: Callable[[int], Any] = lambda _: None,
     log: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Add what is to be added, then embed once or every so many seconds; SIGTERM ends it behind the batch in hand.
+    """Add what is to be added, then embed once or every so many seconds; a signal ends it behind the batch in hand.
 
     Args:
         options: what to do.
@@ -156,6 +156,9 @@ def run_embed(
         report: told what each pass did.
         advance: told how many articles a batch had.
         log: told what was added.
+
+    Raises:
+        KeyboardInterrupt: if a signal ended it before it was done.
     """
     from nrms.data.rows import BadRows
     from nrms.model.folder import load_model_dir
@@ -188,7 +191,10 @@ def run_embed(
         if options.every:
             embed_every(options.every, once, stop, report)
         else:
-            report(once())
+            done = once()
+            report(done)
+            if stop.is_set() and (done["left"] or (options.activate and not done["active"])):
+                raise KeyboardInterrupt(f"{done['left']} articles left; run the same command again to go on")
     store.close()
 
 

