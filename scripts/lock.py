@@ -40,7 +40,7 @@ def resolve(uv: str) -> str:
 
 def main() -> int:
     """Write or check the file; the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     parser.add_argument("--uv", default="uv", help="the uv to use")
     arguments = parser.parse_args()

@@ -39,7 +39,7 @@ def run(part: str, options: list[str], threads: int) -> tuple[int, bytes, float]
 
 def main() -> int:
     """Run all parts, whatever fails; 1 if one failed."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("parts", nargs="+", help="folders with tests")
     parser.add_argument("-m", dest="marked", default="", help="pytest's marker expression")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parts at a time [default: cores]")

@@ -84,6 +84,19 @@ def test_killed_in_the_middle_and_run_again_nothing_twice_and_nothing_missing(
     store.close()
 
 
+def test_interrupted_it_says_so_and_how_to_go_on(tmp_path: Path, model_dir: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'x.db'}")
+    store.articles.add(make_news(3000))
+    process = start(model_dir, store.database.url, "--batch-size", "1")
+    wait_for(lambda: count(store) > 5)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "run the same command again" in error, error
+    held = json.loads(out)
+    assert held["done"] == count(store) and held["left"] == 3000 - held["done"]
+    store.close()
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_work(database: str, model_dir: Path) -> None:
     store, total = Store(database), 4000

@@ -69,7 +69,7 @@ def load_vectors(store: Store, model: LoadedModel, stored: StoredModel, parts: P
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Embed one rank's share; the exit code."""
-    parser = argparse.ArgumentParser(prog="nrms.server.precompute", description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="nrms.server.precompute", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a run or model folder")
     parser.add_argument("--data", required=True, help="sample, a news.tsv or a folder")
     parser.add_argument("--out", required=True, help="a folder or fsspec URL for the parts")

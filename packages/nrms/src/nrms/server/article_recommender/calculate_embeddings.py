@@ -219,7 +219,7 @@ def _ends_behind_batch(stop: threading.Event) -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Embed with the options ``--model``, ``--database``, ``--every``, ``--batch-size``; the exit code."""
-    parser = argparse.ArgumentParser(prog="calculate_embeddings", description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="calculate_embeddings", description=__doc__)
     parser.add_argument("--model", type=Path, default=EmbedOptions.model, help="a run or model folder")
     parser.add_argument("--database", default=os.environ.get("NRMS_DATABASE", EmbedOptions.database))
     parser.add_argument("--every", type=float, default=0.0, metavar="SECONDS", help="go on, once per so many seconds")
