@@ -321,7 +321,7 @@ def _prepare_postgres(connection: Any, _: Any) -> None:
 _AWAY = (
     *("connection", "terminating", "starting up", "shutting down", "server closed", "recovery mode", "locked", "eof"),
     *("unable to open", "no such table"),  # SQLite: the file was taken away, or is not put back in full yet
-    *("disk is full", "no space left", "disk i/o error"),
+    *("disk is full", "no space left", "disk i/o error", "readonly"),
 )
 
 
