@@ -17,6 +17,7 @@ from nrms.data.mind import news_row
 from nrms.inference import Recommender
 from nrms.model.folder import LoadedModel
 from nrms.sample.generator import SampleConfig, write_sample
+from nrms.server.corpus import make_ready
 from nrms.server.store import Read, Store
 
 HEAVY = ("torch", "sqlalchemy", "fastapi", "numpy", "transformers", "alembic", "usearch", "uvicorn")
@@ -105,8 +106,20 @@ def test_embed_activate_models_and_answers_from_the_database(folder: Path, tmp_p
     assert len(ids) == 24 and "N3" not in ids
 
 
+def test_only_reading_makes_no_database(tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path / 'typo' / 'x.db'}"
+    for verb in (["recommend", "--history", "N1"], ["models"], ["activate", "abc"], ["serve", "--model", "no-such"]):
+        done = nrms(*verb, "--database", database, cwd=tmp_path)
+        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not list(tmp_path.iterdir())
+    Store(f"sqlite:///{tmp_path / 'empty.db'}").close()
+    done = nrms("recommend", "--history", "N1", "--database", tmp_path / "empty.db")
+    assert done.returncode == 2 and "no model is active" in done.stderr and "embed" in done.stderr
+
+
 def test_an_empty_database_gets_the_articles_of_the_model(folder: Path, tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path / 'x.db'}"
+    make_ready(Store(database), folder)
     done = nrms("recommend", "--model", folder, "--database", database, "--history", "N1", "-k", "2", "--json")
     from_files = nrms("recommend", "--model", folder, "--history", "N1", "-k", "2", "--json")
     assert json.loads(done.stdout)["items"] == json.loads(from_files.stdout)["items"]
@@ -119,6 +132,7 @@ def test_a_model_that_was_trained_again_takes_the_place_of_the_one_before(tmp_pa
         made = Recommender(make_model(home, seed=seed))
         made.add(make_news(20 + seed))
         made.save_pretrained(home)
+        make_ready(Store(database), home)
         done = nrms("recommend", "--model", home, "--database", database, "--history", "N1", "-k", "30", "--json")
         assert done.returncode == 0, done.stderr
         answers.append(json.loads(done.stdout))
@@ -134,7 +148,7 @@ def test_a_model_that_was_trained_again_takes_the_place_of_the_one_before(tmp_pa
         (["recommend", "--user", "u"], "--user: the reads of a user are in a database"),
         (["serve", "--search", "magic"], "is no way to search"),
         (["models", "--database", "oracle://x"], "not supported"),
-        (["activate", "abc", "--database", "x.db"], "there is no such model"),
+        (["activate", "abc", "--database", "x.db"], "x.db"),
         (["train", "--profile", "huge"], "is not a profile"),
         (["train", "--set", "train.epochz=3"], "epochz"),
         (["train", "--set", "model.heads=0"], "model.heads must be at least 1, not 0"),

@@ -308,6 +308,8 @@ def embed(
             f"model {done['model_id'][:12]}: {done['done']} embedded ({rate:.0f} per CPU-s), {done['left']} left{state}"
         )
         out.result(done, text)
+        if not done["done"] and not done["left"] and not every and data is None:
+            out.log("nothing was new; articles are added with --data")
 
     with out.progress("embedding") as advance:
         run_embed(options, device.value, report, advance, out.log)
@@ -320,7 +322,7 @@ def models(out: Output, database: Store = DATABASE) -> None:
 
     from nrms.server.store import Store
 
-    store = Store(database)
+    store = Store(database, create=False)
     rows = []
     for held in store.models.all():
         coverage = store.models.coverage(held)
@@ -340,7 +342,7 @@ def activate(
 
     from nrms.server.store import Store
 
-    chosen = Store(database).models.activate(model_id, min_coverage)
+    chosen = Store(database, create=False).models.activate(model_id, min_coverage)
     out.result(asdict(chosen), f"{chosen.id[:12]} is active")
 
 
@@ -398,15 +400,16 @@ def _recommender(model: Path, database: str | None, user: str, device: str) -> t
 
     if database is None:
         return Recommender.from_pretrained(model, device=device), []
-    from nrms.server.corpus import make_ready
     from nrms.server.store import Store
     from nrms.server.sync import Follower
 
-    store = Store(database)
-    make_ready(store, model)
+    store = Store(database, create=False)
+    if store.models.active() is None:
+        fix = "Fill it with: nrms embed --data FOLDER --activate, or: nrms serve"
+        raise UserError("no model is active in this database", store.database.name, fix)
     follower = Follower(store, device=device)
     follower.refresh()
-    assert follower.recommender is not None  # a store that is ready has an active model
+    assert follower.recommender is not None
     return follower.recommender, store.events.history(user) if user else []
 
 
@@ -450,14 +453,19 @@ def serve(
     device: Device = DeviceName.cpu,
 ) -> None:
     """Serve the API and its page until Ctrl-C; an empty database first gets the model's own articles."""
+    from nrms.model.folder import load_model_dir
     from nrms.server.corpus import make_ready
     from nrms.server.settings import Settings
-    from nrms.server.store import Store
+    from nrms.server.store import NoDatabase, Store
     from nrms.server.workers import serve
 
     if search not in ("exact", "usearch", "database"):
         raise UserError(f"{search!r} is no way to search", "--search", "Use exact, usearch or database")
-    store = Store(database)
+    try:
+        store = Store(database, create=False)
+    except NoDatabase:
+        load_model_dir(model)  # a wrong --model leaves no empty database behind
+        store = Store(database)
     make_ready(store, model, out.log)
     if search == "database" and not store.database.is_postgres:
         raise UserError("search in the database needs PostgreSQL", "--search", "Use exact or usearch with SQLite")

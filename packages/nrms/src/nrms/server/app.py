@@ -152,7 +152,13 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         await anyio.to_thread.run_sync(service.stop)
 
-    app = FastAPI(title="nrms", description="News recommendation from cached embeddings.", lifespan=lifespan)
+    app = FastAPI(
+        title="nrms",
+        description="News recommendation from cached embeddings.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.service = service
     app.add_middleware(Guard, metrics=service.metrics, token=settings.token, max_body=settings.max_body)
     add_errors(app)
