@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,18 +201,19 @@ def test_mistakes_are_one_line_and_write_nothing(home, arguments, said):
 
 
 def test_a_run_of_another_name_is_not_overwritten(home):
-    s2s("train", *FAST, "-q", "-o", "mine", cwd=home)
-    assert "not empty" in s2s("train", *FAST, "-q", "-o", "mine", cwd=home, code=2).stderr
+    shutil.copytree(home / "runs/seq2seq_keras/small", home / "mine")
+    assert "not empty" in one_line(s2s("train", *FAST, "-q", "-o", "mine", cwd=home, code=2))
 
 
-def test_a_run_whose_data_changed_is_not_resumed(tmp_path):
-    file = tmp_path / "a.jsonl"
-    rows = [json.dumps({"id": str(i), "text": e.text, "summary": e.summary}) for i, e in enumerate(generate(80, 9))]
-    file.write_text("\n".join(rows))
-    s2s("train", "--data", "a.jsonl", *FAST[2:], "-q", "-o", "run", cwd=tmp_path)
-    file.write_text("\n".join(rows[:-1]))
-    said = one_line(s2s("train", "--resume", "run", cwd=tmp_path, code=2))
-    assert "the data is not what the run began with" in said
+def test_a_run_whose_data_changed_is_not_resumed(home):
+    shutil.copytree(home / "runs/seq2seq_keras/small", home / "changed")
+    file = home / "changed/environment.json"
+    held = json.loads(file.read_text())
+    assert sorted(held["data"]) == ["sample (test)", "sample (train)", "sample (valid)"]
+    held["data"]["sample (train)"] = "0" * 64
+    file.write_text(json.dumps(held))
+    said = one_line(s2s("train", "--resume", "changed", cwd=home, code=2))
+    assert "the data is not what the run began with: sample (train)" in said
 
 
 @pytest.mark.slow
@@ -235,5 +237,7 @@ def test_ctrl_c_is_130_and_resume_goes_on(tmp_path):
     started.send_signal(signal.SIGINT)
     said = started.communicate(timeout=300)[1]
     assert started.returncode == 130 and "--resume run" in said
+    # One run in the folder is not another's to throw away.
+    assert "--resume run" in one_line(s2s("train", "--limit", "400", "-o", "run", cwd=tmp_path, code=2))
     found = json.loads(s2s("train", "--resume", "run", "--json", cwd=tmp_path).stdout)
     assert found["epochs"] == 2

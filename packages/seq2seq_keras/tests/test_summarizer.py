@@ -94,6 +94,7 @@ def test_strange_texts_are_summarized(summarizer):
         assert isinstance(summarizer.summarize(text).text, str)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_writes_the_same(summarizer, saved):
     code = (
         "import sys, json; from seq2seq_keras import Summarizer;"

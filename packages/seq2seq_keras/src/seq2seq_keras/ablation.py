@@ -10,7 +10,15 @@ from typing import Any
 from latentlab_shared.errors import UserError
 from latentlab_shared.files import read_json
 from latentlab_shared.provenance import write_table
-from seq2seq_keras.pipeline import RunSettings, evaluate_run, preset_settings, settings_of, shown, train_run
+from seq2seq_keras.pipeline import (
+    RunSettings,
+    evaluate_run,
+    is_finished,
+    preset_settings,
+    settings_of,
+    shown,
+    train_run,
+)
 
 Log = Callable[[str], None]
 
@@ -77,7 +85,7 @@ def ablate(
         began = (run / "config.json").is_file()
         if began and settings_of(run) != chosen:
             raise UserError("this run has other data or settings", run, "Choose another --output-dir")
-        if not (run / "model" / "config.json").is_file():
+        if not is_finished(run):
             options = (*changes, *overrides)
             train_run(run, asked, preset=preset, overrides=options, seed=seed, resume=began, log=log)
         trained = read_json(run / "results.json")["training"]

@@ -128,7 +128,7 @@ def train(
     """Train a summarizer into a run folder; with no options on built-in items, in a few minutes."""
     import os
 
-    from seq2seq_keras.pipeline import RUNS, RunSettings, train_run
+    from seq2seq_keras.pipeline import RUNS, RunSettings, is_finished, train_run
 
     if workers > 1 and "TF_CONFIG" not in os.environ:
         from seq2seq_keras.workers import launch
@@ -149,7 +149,7 @@ def train(
             seed=seed,
             resume=resume is not None,
             # The quickstart is run again and again: its own folder, once it is finished, is replaced without asking.
-            overwrite=overwrite or (folder == DEFAULT_RUN and data == "sample" and (folder / "model").is_dir()),
+            overwrite=overwrite or (folder == DEFAULT_RUN and data == "sample" and is_finished(folder)),
             track=track or (),
             cache_dir=cache_dir,
             log=out.log,

@@ -66,6 +66,12 @@ def read_run_parts(asked: RunSettings, account: Account | None = None) -> dict[s
     return {part: with_labels(examples, asked.settings.data) for part, examples in parts.items()}
 
 
+def is_finished(run: Path) -> bool:
+    """Whether the training of a run folder has ended by itself."""
+    file = run / "results.json"
+    return file.is_file() and "training" in read_json(file)
+
+
 def settings_of(run: Path) -> RunSettings:
     """What a run folder was asked for."""
     return from_dict(RunSettings, RunFolder.read(run).config, run / "config.json")
@@ -124,46 +130,47 @@ def train_run(
     parts = read_run_parts(asked, account)
     if not parts["valid"]:
         raise UserError("there is nothing to validate on", asked.data, "Give a val file beside the train file")
-    left_out = f"{account.duplicates} duplicates, {account.empty} empty, {account.malformed} malformed"
-    log(f"{len(parts['train'])} texts to train on, {len(parts['valid'])} for validation; left out: {left_out}")
     vocabulary = build_vocabulary(parts["train"], settings.data)
     train = encode_pairs(parts["train"], vocabulary, settings.data, cache_dir)
     valid = encode_pairs(parts["valid"], vocabulary, settings.data, cache_dir)
-
     hashes = {f"{asked.data} ({part})": digest(examples) for part, examples in parts.items()}
     if resume and (began := read_json(output / "environment.json")["data"]) != hashes:
         changed = ", ".join(name for name in hashes if began.get(name) != hashes[name]) or "its parts"
         raise UserError(f"the data is not what the run began with: {changed}", output, "Start a new run")
     workers = join()
-
-    import keras
-
-    from seq2seq_keras.inference.summarizer import Summarizer
-    from seq2seq_keras.model.seq2seq import Seq2Seq
-    from seq2seq_keras.training import fit
-
-    keras.utils.set_random_seed(settings.train.seed)
-    with workers.strategy.scope() if workers else nullcontext():
-        model = Seq2Seq(len(vocabulary), settings.model)
-    log(f"{model.count_params():,} parameters, a vocabulary of {len(vocabulary):,}")
     strategy, shard = (workers.strategy, (workers.index, workers.count)) if workers else (None, (0, 1))
     if shard[0]:  # worker 0 writes; this one has its share in every step
-        held = RunFolder.read(output) if resume else None
-        fit(model, train, valid, settings.train, run=held, resume=resume, strategy=strategy, shard=shard)
-        return {}
-    run = (
-        RunFolder.resume(output, track=track)
-        if resume
-        else RunFolder.create(output, asked, seed=settings.train.seed, data=hashes, overwrite=overwrite, track=track)
-    )
-    with run:
+        run = RunFolder.read(output) if resume else None
+    elif resume:
+        run = RunFolder.resume(output, track=track)
+    else:
+        run = RunFolder.create(output, asked, seed=settings.train.seed, data=hashes, overwrite=overwrite, track=track)
+    with run or nullcontext():
+        # From here on nothing is wrong with the input: until now there was one line at most, the error's.
+        left_out = f"{account.duplicates} duplicates, {account.empty} empty, {account.malformed} malformed"
+        log(f"{len(parts['train'])} texts to train on, {len(parts['valid'])} for validation; left out: {left_out}")
+
+        import keras
+
+        from seq2seq_keras.inference.summarizer import Summarizer
+        from seq2seq_keras.model.seq2seq import Seq2Seq
+        from seq2seq_keras.training import fit
+
+        keras.utils.set_random_seed(settings.train.seed)
+        with strategy.scope() if strategy else nullcontext():
+            model = Seq2Seq(len(vocabulary), settings.model)
+        log(f"{model.count_params():,} parameters, a vocabulary of {len(vocabulary):,}")
         try:
             fit(model, train, valid, settings.train, run=run, resume=resume, log=log, strategy=strategy, shard=shard)
         except KeyboardInterrupt:
+            if run and not shard[0] and run.metrics():  # the best epoch's weights can be used meanwhile
+                Summarizer(model, vocabulary, settings).save(output / "model")
             raise KeyboardInterrupt(f"go on with seq2seq-keras train --resume {output}") from None
+        if run is None or shard[0]:
+            return {}
         summarizer = Summarizer(model, vocabulary, settings)
         summarizer.save(output / "model")
-        rows = [row for row in run.metrics() if "valid_loss" in row]
+        rows = run.metrics()
         results = {
             "parameters": model.count_params(),
             "vocabulary": len(vocabulary),

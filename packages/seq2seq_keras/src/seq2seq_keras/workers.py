@@ -74,16 +74,17 @@ def launch(count: int, command: Sequence[str]) -> int:
         started, said = [], []
         for index in range(count):
             config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-            silent = {"stdout": subprocess.DEVNULL, "stderr": stack.enter_context(tempfile.TemporaryFile())}
+            faults = stack.enter_context(tempfile.TemporaryFile())
             worker = subprocess.Popen(
                 command,
                 env={**os.environ, "TF_CONFIG": json.dumps(config)},
+                stdout=subprocess.DEVNULL if index else None,
+                stderr=faults if index else None,
                 start_new_session=True,  # Ctrl-C reaches worker 0 through us alone: the others wait for it to save
-                **(silent if index else {}),
             )
             stack.callback(_end, worker)
             started.append(worker)
-            said.append(silent["stderr"])
+            said.append(faults)
         first, *others = started
         for number in (signal.SIGINT, signal.SIGTERM):
             before = signal.signal(number, lambda *_: first.send_signal(signal.SIGINT))

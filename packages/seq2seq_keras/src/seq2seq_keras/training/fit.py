@@ -147,7 +147,7 @@ def fit(
     strategy: Any = None,
     shard: tuple[int, int] = (0, 1),
 ) -> list[dict[str, float]]:
-    """Train a model in place; it ends with the weights of the best epoch.
+    """Train a model in place; it ends with the weights of the best epoch, of an interrupted run too.
 
     Args:
         model: newly made, under ``strategy.scope()`` if there is one.
@@ -175,9 +175,11 @@ def fit(
             progress, best = loaded
     writer = run if shard[0] == 0 else None  # of several workers the first one writes
     with _interruptible() as stopping:
-        while not progress.done:
-            rows += _epoch(trainer, train, valid, config, progress, best, writer, log, stopping)
-    _assign(model, best)
+        try:
+            while not progress.done:
+                rows += _epoch(trainer, train, valid, config, progress, best, writer, log, stopping)
+        finally:
+            _assign(model, best)
     return rows
 
 
