@@ -120,6 +120,31 @@ def train(
 
 
 @verb(app)
+def evaluate(
+    out: Output,
+    model: Annotated[Path, typer.Option("--model", "-m", help="A saved model, or a run folder.")],
+    data: Annotated[str, typer.Option("--data", help="sample, or a .txt or .jsonl file of held-out texts.")] = "sample",
+    compression: Annotated[list[int] | None, typer.Option("--compression", min=1, help="k; may be repeated.")] = None,
+    context: Annotated[int, typer.Option("--context", min=1, help="Tokens of a context, about.")] = 64,
+    target: Annotated[int, typer.Option("--target", min=1, help="Tokens behind it, about.")] = 32,
+    limit: Limit = None,
+    output_dir: OutputDir = None,
+) -> None:
+    """Perplexity after a context, by how it is given: not, its end, its vectors, all; share of the gap closed."""
+    from refrag.pipeline import evaluate_run
+
+    rates = compression or [4, 8, 16, 32]
+    rows = evaluate_run(model, data, rates=rates, context=context, target=target, limit=limit)
+    if output_dir is not None:
+        from latentlab_shared.provenance import write_table
+
+        shown = [{"name": row["name"], "metrics": {k: v for k, v in row.items() if k != "name"}} for row in rows]
+        command = f"refrag evaluate --model {model.name} --data {Path(data).name} --context {context} --target {target}"
+        write_table(output_dir / "perplexity.json", shown, command=command, data=Path(data).name)
+    out.result({"results": rows}, table(rows, title="nats per token"))
+
+
+@verb(app)
 def predict(
     out: Output,
     question: Annotated[str, typer.Argument(help="What is asked.")],
@@ -137,11 +162,11 @@ def predict(
     from refrag.inference.generator import RefragGenerator, greedy
     from refrag.model.documents import Doc
     from refrag.model.gate import Budget
+    from refrag.pipeline import model_folder
 
     docs = [Doc(path.stem, _read(path)) for path in documents]
     budget = Budget(fraction=expand)
-    folder = model / "model" if (model / "model" / "refrag.json").exists() else model
-    generator = RefragGenerator.from_pretrained(folder, cache=cache_dir)
+    generator = RefragGenerator.from_pretrained(model_folder(model), cache=cache_dir)
     answer = generator.answer(question, docs, budget=budget, compression=compression, generation=greedy(max_new_tokens))
     texts = {doc.id: doc.text for doc in docs}
     shown: list[Any] = [answer.text.translate(CONTROLS)]
@@ -170,7 +195,7 @@ def _read(path: Path) -> str:
 @verb(app)
 def bench(
     out: Output,
-    what: Annotated[str, typer.Argument(help="align, or ttft: time to the first token.")],
+    what: Annotated[str, typer.Argument(help="align, ttft (the first token), or step (of alignment training).")],
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="Holds tokenizers/ and wikitext2/.", envvar="LATENTLAB_DATA")
     ] = None,
@@ -185,8 +210,16 @@ def bench(
     seed: Seed = 0,
 ) -> None:
     """Measure ratios side by side; with --output-dir, write the tables of the README."""
-    if what not in ("align", "ttft"):
-        raise UserError(f"{what!r} is no benchmark", "refrag bench", "Use align or ttft")
+    if what not in ("align", "ttft", "step"):
+        raise UserError(f"{what!r} is no benchmark", "refrag bench", "Use align, ttft or step")
+    if what == "step":
+        from refrag.bench import training
+
+        steps = training.bench_step(repeats=repeats, seed=seed, log=out.log)
+        if output_dir is not None:
+            training.write_results(output_dir, steps, f"refrag bench step --repeats {repeats}", seed)
+        out.result({"results": steps}, table(steps, ("name", "value", "unit", "loss", "target", "ok")))
+        return
     if what == "ttft":
         from refrag.bench.ttft import bench_ttft
         from refrag.bench.ttft import write_results as write

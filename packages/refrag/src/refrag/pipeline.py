@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from latentlab_shared.config import from_dict, load_config
 from latentlab_shared.errors import UserError
 from latentlab_shared.files import sha256_file
 from latentlab_shared.runs import RunFolder, model_card
+from refrag.eval.perplexity import measure_perplexity
 from refrag.inference.generator import RefragGenerator
 from refrag.sample.facts import generate
 from refrag.sample.tiny import make_tiny
@@ -124,6 +125,51 @@ def train_run(
         run.write_results(results)
         run.write_card(_card(settings, run))
     return results
+
+
+def evaluate_run(
+    model: Path,
+    data: str,
+    *,
+    rates: Sequence[int],
+    context: int,
+    target: int,
+    limit: int | None = None,
+    seed: int = 1,
+) -> list[dict[str, Any]]:
+    """Perplexity after a context by how it is given, one row for each compression.
+
+    Args:
+        model: a saved model, or a run folder.
+        data: "sample", held out from training by its seed, or a .txt or .jsonl file of texts.
+        rates: k.
+        context: encoder tokens of a context, about.
+        target: encoder tokens behind it, about.
+        limit: texts at most.
+        seed: of the sample.
+
+    Raises:
+        UserError: if there is no model, or no text is long enough.
+    """
+    texts = (
+        [" ".join(doc.text for doc in e.docs) for e in generate(limit or 200, seed)]
+        if data == "sample"
+        else [text for text, _ in zip(read_texts(Path(data)), range(limit or 1 << 60), strict=False)]
+    )
+    generator = RefragGenerator.from_pretrained(model_folder(model))
+    objective = ContinuationObjective(generator.model, generator.tokenizer)
+    rows = []
+    for k in rates:
+        sizes = {"context": max(1, context // k), "target": max(1, target // k)}
+        found = measure_perplexity(objective, texts, compression=k, **sizes)
+        closed = {"gap_closed": found.gap_closed(), "gap_closed_by_last": found.gap_closed("last")}
+        rows.append({"name": f"k={k}", **asdict(found), **closed})
+    return rows
+
+
+def model_folder(path: Path) -> Path:
+    """The model of a run folder, or the folder itself."""
+    return path / MODEL if (path / MODEL / "refrag.json").exists() else path
 
 
 def _texts(settings: RunSettings) -> list[str]:

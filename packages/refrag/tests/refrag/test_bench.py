@@ -7,6 +7,7 @@ from refrag_tokenizers import SENTENCES, tokenizer
 from test_cli import refrag
 
 from refrag.bench.align import bench_align
+from refrag.bench.training import bench_step
 from refrag.bench.ttft import bench_ttft
 
 
@@ -25,6 +26,12 @@ def test_ttft_counts_positions_and_bytes():
         assert named[f"k={k}, cached, a tenth expanded"]["positions"] > row["positions"]
         assert row["formula"] > row["positions_ratio"] > 1
     assert full["ratio"] == 1 and named["k=16, cached"]["target"] == 22.0
+
+
+def test_both_ways_of_a_step_have_one_loss():
+    fast, slow, ratio = bench_step(anchors=5, width=16, layers=1, repeats=1)
+    assert fast["loss"] == pytest.approx(slow["loss"], rel=1e-4) and fast["loss"] > 0
+    assert ratio["value"] == pytest.approx(slow["value"] / fast["value"])
 
 
 def test_align_finds_no_faults(tmp_path):

@@ -5,9 +5,12 @@ import torch
 from refrag_models import make_model, make_tokenizer
 from refrag_tokenizers import SENTENCES
 
+from latentlab_shared.errors import UserError
+from refrag.eval.perplexity import Perplexity, contexts, measure_perplexity, passages
 from refrag.eval.selection import cosine_scores, perplexity_scores, random_scores
 from refrag.inference.generator import RefragGenerator
 from refrag.model.documents import Doc
+from refrag.training.objectives import ContinuationObjective
 
 DOCS = [Doc("1", SENTENCES[0]), Doc("2", ""), Doc("3", "a"), Doc("4", SENTENCES[2])]
 
@@ -42,3 +45,48 @@ def test_perplexity_is_that_of_each_token_after_those_before():
             assert next(found) == pytest.approx(sum(nats) / len(nats) if nats else 0.0, abs=1e-3)
     assert next(found, None) is None
     assert torch.is_grad_enabled()
+
+
+# -- perplexity --------------------------------------------------------------------------------------------------------
+
+
+def plain(model, ids, given):
+    """Summed nats of the tokens behind the first ``given``, one forward of the bare decoder."""
+    with torch.no_grad():
+        logits = model.decoder(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    return float(-logits[given - 1 : -1].gather(1, torch.tensor(ids[given:])[:, None]).sum())
+
+
+def test_perplexities_are_those_of_the_bare_decoder():
+    model, tokenizer = make_model(), make_tokenizer()
+    texts = [" ".join(SENTENCES), " ".join(reversed(SENTENCES))]
+    found = measure_perplexity(ContinuationObjective(model, tokenizer), texts, context=6, target=2, batch_size=3)
+    sums, tokens = {"none": 0.0, "last": 0.0, "full": 0.0}, 0
+    for chunks, target in contexts([tokenizer.chunks(text) for text in texts], 6, 2):
+        before, target = [t for chunk in chunks for t in chunk.decoder_ids], list(target)
+        sums["none"] += plain(model, target, 1)
+        sums["last"] += plain(model, before[-6:] + target, 7)
+        sums["full"] += plain(model, before + target, len(before) + 1)
+        tokens += len(target) - 1
+    assert found.tokens == tokens > 50
+    for way, total in sums.items():
+        assert getattr(found, way) == pytest.approx(total / tokens, abs=1e-3)
+    assert found.compressed != found.full
+
+
+def test_contexts_do_not_overlap():
+    tokenizer = make_tokenizer()
+    chunks = tokenizer.chunks(" ".join(SENTENCES))
+    pairs = list(contexts([chunks], 5, 3))
+    assert len(pairs) == len(chunks) // 8
+    starts = [pair[0][0].start for pair in pairs]
+    assert starts == sorted(set(starts)) == [chunks[n * 8].start for n in range(len(pairs))]
+    ways = passages(*pairs[0])
+    assert {len(way.target) for way in ways.values()} == {len(pairs[0][1]) - 1}
+
+
+def test_gap_closed_and_texts_too_short():
+    measured = Perplexity(none=4.0, last=3.5, compressed=2.5, full=2.0, tokens=9)
+    assert measured.gap_closed() == 0.75 and measured.gap_closed("last") == 0.25 and measured.gap_closed("full") == 1
+    with pytest.raises(UserError, match="no text has 9 chunks"):
+        measure_perplexity(ContinuationObjective(make_model(), make_tokenizer()), ["short"], context=8, target=1)

@@ -43,6 +43,18 @@ def test_forward_gives_the_seeds_list(encoder, decoder):
             assert torch.equal(part["embeddings"], table[segment["tokens"]])
 
 
+def test_the_seeds_bare_rows():
+    """Each row of four ids alone, its first state projected: the seed's forward, row by row."""
+    model, tokenizer = make_model(row_format="seed"), make_tokenizer(row_format="seed", compression=4)
+    segments = tokenizer.parse_and_tokenize(TEXT)
+    for part, segment in zip(model(segments), segments, strict=True):
+        if part["type"] == "encoder":
+            for n, (row, mask) in enumerate(zip(segment["packed_tokens"], segment["attention_mask"], strict=True)):
+                states = model.encoder(input_ids=torch.tensor([row]), attention_mask=torch.tensor([mask]))
+                alone = model.projector(states.last_hidden_state[0, 0])
+                assert torch.allclose(part["embeddings"][n], alone, atol=1e-5)
+
+
 def test_all_rows_of_a_prompt_are_one_encoder_call():
     model, tokenizer = make_model(), make_tokenizer()
     calls = []

@@ -38,6 +38,11 @@ def test_train_then_predict(tmp_path):
     answer = json.loads(out)
     assert {slot["doc"] for slot in answer["slots"]} == {doc.id for doc in example.docs}
     assert {citation["doc"] for citation in answer["citations"]} <= {doc.id for doc in example.docs}
+    out, _ = refrag(
+        "evaluate", "--model", run, "--limit", 4, "--compression", 8, "--context", 24, "--target", 8, "--json"
+    )
+    (row,) = json.loads(out)["results"]
+    assert row["name"] == "k=8" and row["tokens"] > 10 and row["full"] > 0
     out, _ = refrag("predict", *given, "--explain")
     assert f"{answer['window_length']} positions in place of {answer['full_length']}" in out
     again, _ = refrag("train", "--resume", run, "--json")
@@ -54,6 +59,7 @@ def test_train_then_predict(tmp_path):
         (["train", "--stage", "alignment", "--data", "absent.txt"], "no such file"),
         (["train", "--set", "loop.stepz=3"], "unknown key loop.stepz"),
         (["predict", "Why?", "--doc", "absent.txt", "--model", "x"], "no such file"),
+        (["evaluate", "--model", "nowhere"], "no model here"),
         (["bench", "no"], "no benchmark"),
     ],
 )

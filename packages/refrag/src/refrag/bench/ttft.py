@@ -129,10 +129,11 @@ def _measure(
 ) -> list[Row]:
     cached = RefragGenerator(model, tokenizer, cache=folder)
     fresh = RefragGenerator(model, tokenizer)
-    ways: dict[str, tuple[RefragGenerator, int, Budget | None]] = {f"k={k}, cached": (cached, k, None) for k in rates}
+    none = Budget(fraction=0.0)  # the gate is asked, and expands nothing
+    ways = {f"k={k}, cached": (cached, k, none) for k in rates}
     for k in rates:
         ways[f"k={k}, cached, a tenth expanded"] = (cached, k, Budget(fraction=0.1))
-        ways[f"k={k}, not cached"] = (fresh, k, None)
+        ways[f"k={k}, not cached"] = (fresh, k, none)
     times: dict[str, list[float]] = {name: [] for name in ("full", *ways)}
     facts: dict[str, tuple[int, int]] = {}  # positions and bytes
     full = cached.window(_QUESTION, docs, budget=Budget(fraction=1.0)).embeddings  # the prompt as it is

@@ -100,7 +100,7 @@ class RefragGenerator:
         self.model, self.tokenizer = model, tokenizer
         self.vectors = RowVectors(model, tokenizer, cache, cache_dtype)
         self._vocabulary = Vocabulary(tokenizer.decoder_tokenizer)
-        self._chunks = lru_cache(maxsize=4096)(tokenizer.chunks)
+        self._cut = lru_cache(maxsize=4096)(self._cut_anew)
 
     @classmethod
     def from_pretrained(
@@ -169,15 +169,20 @@ class RefragGenerator:
         asked: list[int] = []
         if conditioning != "none":
             asked = plain_ids(messages[-1]["content"], self.tokenizer.encoder_tokenizer)[:_QUESTION_TOKENS]
-        chunks = [self._chunks(doc.text, compression) for doc in docs]
-        of = [(n, doc.text, chunk) for n, doc in enumerate(docs) for chunk in chunks[n]]
+        cut = [self._cut(doc.text, compression) for doc in docs]
+        ids = [chunk.encoder_ids for chunks, _ in cut for chunk in chunks]
         beside = asked if conditioning == "joint" else ()
-        rows = [self.tokenizer.row(chunk.encoder_ids, beside) for _, _, chunk in of]
+        rows = [self.tokenizer.row(row, beside) for row in ids]
         if conditioning != "none":
             rows.append(self.tokenizer.row(asked))
-        numbers = [any(c.isdigit() for c in text[chunk.start : chunk.end]) for _, text, chunk in of]
-        seen = signs([chunk.encoder_ids for _, _, chunk in of], numbers, [n for n, _, _ in of], asked)
-        return _Plan(docs, chunks, rows, seen, around)
+        numbers = [number for _, found in cut for number in found]
+        seen = signs(ids, numbers, [n for n, (chunks, _) in enumerate(cut) for _ in chunks], asked)
+        return _Plan(docs, [chunks for chunks, _ in cut], rows, seen, around)
+
+    def _cut_anew(self, text: str, compression: int | None) -> tuple[list[Chunk], list[bool]]:
+        """A document's chunks, and which of them hold a number."""
+        chunks = self.tokenizer.chunks(text, compression)
+        return chunks, [any(c.isdigit() for c in text[chunk.start : chunk.end]) for chunk in chunks]
 
     def _for_gate(self, plan: _Plan, found: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         if self.model.config.conditioning == "none":

@@ -69,6 +69,8 @@ class RefragTokenizer:
         self.encoder_tokenizer, self.decoder_tokenizer = encoder_tokenizer, decoder_tokenizer
         self.compression, self.encoder_pad_token_id = compression, encoder_pad_token_id
         self.row_format: RowFormat = row_format
+        cls, sep = encoder_tokenizer.cls_token_id, encoder_tokenizer.sep_token_id
+        self._first, self._last = [] if cls is None else [cls], [] if sep is None else [sep]
 
     @classmethod
     def from_pretrained(
@@ -153,9 +155,8 @@ class RefragTokenizer:
 
     def row(self, ids: Sequence[int], question: Sequence[int] = ()) -> list[int]:
         """The encoder's row of some tokens, with the marks that the encoder has; a question comes first, if given."""
-        cls, sep = self.encoder_tokenizer.cls_token_id, self.encoder_tokenizer.sep_token_id
-        first, last = [] if cls is None else [cls], [] if sep is None else [sep]
-        return [*first, *([*question, *last] if question else []), *ids, *last]
+        before = [*question, *self._last] if question else []
+        return [*self._first, *before, *ids, *self._last]
 
     def pack(self, rows: Sequence[Sequence[int]], width: int = 0) -> tuple[list[list[int]], list[list[int]]]:
         """Rows padded to the longest (at least ``width``), and their attention mask."""

@@ -1,0 +1,103 @@
+"""Perplexity of what follows a context, by how the context is given: the paper's test of compression."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from latentlab_shared.errors import UserError
+from refrag.model.tokenization_refrag import Chunk
+from refrag.training.objectives import ContinuationObjective, Passage
+
+WAYS = ("none", "last", "compressed", "full")
+"""No context; its last tokens, as many as there are vectors; its vectors; all of its tokens."""
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Mean negative log-likelihood of the targets, in nats per token.
+
+    Attributes:
+        none: without a context.
+        last: after the last tokens of the context, as many as there are vectors.
+        compressed: after its vectors.
+        full: after all its tokens.
+        tokens: of all targets.
+    """
+
+    none: float
+    last: float
+    compressed: float
+    full: float
+    tokens: int
+
+    def gap_closed(self, way: str = "compressed") -> float:
+        """Share of what the whole context gains that a way of giving it keeps: 1 as good as full, 0 as none.
+
+        Source: the paper, footnote 2.
+        """
+        value: float = getattr(self, way)
+        return (self.none - value) / (self.none - self.full)
+
+
+def contexts(
+    texts: Sequence[Sequence[Chunk]], context: int, target: int
+) -> Iterator[tuple[Sequence[Chunk], tuple[int, ...]]]:
+    """Contexts of so many chunks, and the tokens of the chunks behind each, side by side through each text."""
+    for chunks in texts:
+        for start in range(0, len(chunks) - context - target + 1, context + target):
+            end = start + context
+            yield chunks[start:end], tuple(t for chunk in chunks[end : end + target] for t in chunk.decoder_ids)
+
+
+def passages(context: Sequence[Chunk], target: Sequence[int]) -> dict[str, Passage]:
+    """One passage for each of ``WAYS``; all are given the target's first token, before which there may be nothing."""
+    tokens = tuple(token for chunk in context for token in chunk.decoder_ids)
+    first, rest = tuple(target[:1]), tuple(target[1:])
+    return {
+        "none": Passage((first,), rest),
+        "last": Passage((tokens[-len(context) :], first), rest),
+        "compressed": Passage((*context, first), rest),
+        "full": Passage((tokens, first), rest),
+    }
+
+
+@torch.no_grad()
+def measure_perplexity(
+    objective: ContinuationObjective,
+    texts: Sequence[str],
+    *,
+    context: int,
+    target: int,
+    compression: int | None = None,
+    batch_size: int = 16,
+) -> Perplexity:
+    """Measure a model on held-out texts.
+
+    Args:
+        objective: of the model; put into evaluation mode.
+        texts: held out.
+        context: chunks of a context.
+        target: chunks behind it.
+        compression: another k than the tokenizer's own.
+        batch_size: passages per decoder call.
+
+    Raises:
+        UserError: if no text is long enough.
+    """
+    objective.eval()
+    cut = [objective.tokenizer.chunks(text, compression) for text in texts]
+    found = [passages(*pair) for pair in contexts(cut, context, target) if len(pair[1]) > 1]
+    if not found:
+        raise UserError(f"no text has {context + target} chunks", "data", "Give longer texts, or a shorter context")
+    counts = torch.tensor([len(ways["full"].target) for ways in found], dtype=torch.float64)
+    means = {}
+    for way in WAYS:
+        losses = [
+            objective.per_passage([ways[way] for ways in found[at : at + batch_size]]).double().cpu()
+            for at in range(0, len(found), batch_size)
+        ]
+        means[way] = float((torch.cat(losses) * counts).sum() / counts.sum())
+    return Perplexity(**means, tokens=int(counts.sum()))
