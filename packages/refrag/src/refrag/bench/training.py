@@ -45,7 +45,7 @@ def losses_per_anchor(
 
 
 def bench_step(
-    *, anchors: int = 30, width: int = 256, layers: int = 4, repeats: int = 5, seed: int = 0, log: Log = lambda _: None
+    *, anchors: int = 30, width: int = 512, layers: int = 8, repeats: int = 5, seed: int = 0, log: Log = lambda _: None
 ) -> list[dict[str, Any]]:
     """Measure a step, forward and backward, on one text; CPU time of one thread, interleaved, medians.
 
@@ -99,6 +99,6 @@ def bench_step(
 
 def write_results(folder: Path, rows: list[dict[str, Any]], command: str, seed: int) -> None:
     """Write ``alignment_step.json``, the table of the README."""
-    about = "one text, a tiny BERT and a Llama 4 x 256 with random weights; one thread, CPU time, interleaved, medians"
+    about = "one text, a BERT 2 x 256 and a Llama 8 x 512 with random weights; one thread, CPU time, interleaved, medians"
     shown = [{"name": row["name"], "metrics": {k: v for k, v in row.items() if k != "name"}} for row in rows]
     write_table(folder / "alignment_step.json", shown, command=command, data=about, seeds=[seed])
