@@ -99,6 +99,6 @@ def bench_step(
 
 def write_results(folder: Path, rows: list[dict[str, Any]], command: str, seed: int) -> None:
     """Write ``alignment_step.json``, the table of the README."""
-    about = "one text, a BERT 2 x 256 and a Llama 8 x 512 with random weights; one thread, CPU time, interleaved, medians"
+    about = "one text; BERT 2 x 256 and Llama 8 x 512, random weights; one thread, CPU time, interleaved, medians"
     shown = [{"name": row["name"], "metrics": {k: v for k, v in row.items() if k != "name"}} for row in rows]
     write_table(folder / "alignment_step.json", shown, command=command, data=about, seeds=[seed])
