@@ -10,14 +10,20 @@ TRAIN = ["-m", "clara_absa.cli", "train", "-q", "--limit", "16", "--device", "cp
 
 
 @pytest.mark.slow
-def test_two_processes_end_where_one_does(tmp_path):
+@pytest.mark.parametrize("parallel", ["copy", "shard"])
+def test_two_processes_end_where_one_does(parallel, tmp_path):
     from safetensors.torch import load_file
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, *TRAIN, "-o", "one"], cwd=tmp_path, check=True, env=environment, timeout=280)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
     done = subprocess.run(
-        [*launch, *TRAIN, "-o", "two"], cwd=tmp_path, env=environment, timeout=280, capture_output=True, text=True
+        [*launch, *TRAIN, "-o", "two", "--set", f"train.parallel={parallel}"],
+        cwd=tmp_path,
+        env=environment,
+        timeout=280,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     for name in ("memory.safetensors", "backbone/model.safetensors"):

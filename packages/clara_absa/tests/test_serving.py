@@ -29,7 +29,7 @@ def test_health_and_page(client):
     assert client.get("/readyz").json()["tokens"] == 4
     page = client.get("/")
     assert "default-src 'none'" in page.headers["content-security-policy"]
-    assert "%%" not in page.text and "The pasta was superb" in page.text
+    assert "%%" not in page.text and "The pasta was delicious" in page.text
 
 
 def test_answers_are_the_models(client):

@@ -23,7 +23,12 @@ FULL = LoraSettings(rank=0)
 def config_of(memory=None, loss=None, lora=FULL, recipe="clara", **train) -> ClaraConfig:
     train = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2, **train}
     return ClaraConfig(
-        recipe, "tiny", memory or MemoryConfig(tokens=4), lora, loss or LossConfig(), TrainConfig(**train)
+        recipe=recipe,
+        backbone="tiny",
+        memory=memory or MemoryConfig(tokens=4),
+        lora=lora,
+        loss=loss or LossConfig(),
+        train=TrainConfig(**train),
     )
 
 
@@ -129,7 +134,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(stop, tmp_path):
 
 def test_it_learns_one_batch_by_heart():
     loss = LossConfig(schedule="constant", alpha=(1.0, 1.0), beta=(1.0, 1.0), gamma=0.0)
-    config = config_of(loss=loss, epochs=60, batch_size=3, learning_rate=1e-2, weight_decay=0.0)
+    config = config_of(loss=loss, epochs=150, batch_size=3, learning_rate=1e-2, weight_decay=0.0)
     losses = []
     model, schedule, objective = objective_of(config, EXAMPLES[:3])
     fit(model, schedule, objective, config, log=lambda _, values: losses.append(values["reason"]))
@@ -166,8 +171,9 @@ def test_a_name_that_matches_no_module_is_an_error_and_phi_has_no_q_proj():
     from clara_absa.model.adapters import SEED_TARGETS, find_targets
 
     model, _ = tiny()
-    with pytest.raises(UserError, match=r"q_proj, k_proj, v_proj.*qkv_proj, o_proj, gate_up_proj, down_proj"):
+    with pytest.raises(UserError, match=r"is called q_proj, k_proj, v_proj.*qkv_proj"):
         find_targets(model.backbone, LoraSettings(targets=SEED_TARGETS))
     found = find_targets(model.backbone, LoraSettings(rank=2))
-    assert [t.name for t in found] == ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
-    assert found[0].modules == 2 and found[0].parameters == 2 * 2 * (16 + 48)
+    assert {t.name for t in found} == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
+    [fused] = [t for t in found if t.name == "qkv_proj"]
+    assert fused.modules == 2 and fused.parameters == 2 * 2 * (16 + 48)

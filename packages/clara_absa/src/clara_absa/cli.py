@@ -139,6 +139,9 @@ def pretrain(
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the texts.")] = 10,
     width: Annotated[int, typer.Option("--width", min=16, help="Width of the backbone.")] = 128,
     layers: Annotated[int, typer.Option("--layers", min=1, help="Layers of the backbone.")] = 4,
+    dropout: Annotated[
+        float, typer.Option("--dropout", min=0, max=0.9, help="Dropout, kept for later training.")
+    ] = 0.1,
     output_dir: OutputDir = None,
     resume: Resume = None,
     overwrite: Overwrite = False,
@@ -157,6 +160,7 @@ def pretrain(
         epochs,
         width,
         layers,
+        dropout,
         seed,
         limit,
     )
@@ -334,14 +338,28 @@ def sweep(
     data: Data = None,
     task: TaskOption = "atsa",
     sizes: Annotated[list[int] | None, typer.Option("--size", min=1, help="k; may be given many times.")] = None,
+    beside: Annotated[
+        list[Path] | None, typer.Option("--beside", help="A run trained for one k; may be given many times.")
+    ] = None,
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "val",
+    output_dir: OutputDir = None,
     device: Device = DeviceName.auto,
     limit: Limit = None,
 ) -> None:
-    """Accuracy of one model for each number of memory vectors."""
+    """Accuracy of one model for each number of memory vectors, beside models that were trained for that number."""
     from clara_absa.evaluation.run import sweep_run
 
-    rows = sweep_run(model, sizes or (), data=data, task=task, split=split, device=device.value, limit=limit)
+    rows = sweep_run(
+        model,
+        sizes or (),
+        beside=beside or (),
+        data=data,
+        task=task,
+        split=split,
+        device=device.value,
+        limit=limit,
+        output=output_dir,
+    )
     out.result({"rows": rows}, table(rows))
 
 

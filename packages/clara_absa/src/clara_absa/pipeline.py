@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +56,10 @@ def train_run(
     from clara_absa.training.build import build
     from clara_absa.training.fit import fit
     from clara_absa.training.objectives import PackedObjective, SeedObjective
+    from clara_absa.training.processes import Workers
     from clara_absa.training.schedules import make_schedule
 
-    workers = Workers.join(device)
+    workers = Workers.join(device, config.train.parallel == "shard")
     if workers.world > 1 and (config.recipe == "seed" or config.loss.schedule == "uncertainty"):
         raise UserError(
             "this recipe or schedule runs in one process", "recipe, loss.schedule", "Start it without a launcher"
@@ -83,9 +83,13 @@ def train_run(
         )
     if workers.rank:  # the first process writes, the others only compute
         fit(model, schedule, objective, config, run=output, resume=resume, is_main=False, device=device)
+        if workers.sharded:
+            _gathered(model)
         return {"run": str(output)}
 
-    answerer = AspectSentiment(model, batcher.prompter.tokenizer, config, batcher.encoder_tokenizer, device)
+    def answerer_of(model: Any) -> AspectSentiment:
+        return AspectSentiment(model, batcher.prompter.tokenizer, config, batcher.encoder_tokenizer, device)
+
     run = (
         RunFolder.resume(output)
         if resume
@@ -110,8 +114,9 @@ def train_run(
             detail(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
         def after_epoch(epoch: int) -> dict[str, float]:
-            answerer.forget_identity()
-            return {f"val_{name}": value for name, value in score(answerer, valid).items()}
+            if workers.sharded:  # no process could answer alone
+                return {}
+            return {f"val_{name}": value for name, value in score(answerer_of(model), valid).items()}
 
         try:
             fit(
@@ -128,7 +133,11 @@ def train_run(
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"go on with clara-absa train --resume {run.path}") from None
-        answerer.forget_identity()
+        if workers.sharded:
+            trained = _gathered(model)
+            model = build(config, train, quantise).model.to(device)
+            model.load_state_dict(trained, strict=False)  # what was not trained is what was built
+        answerer = answerer_of(model)
         answerer.save_pretrained(run.path / "model")
         results = {
             "sentences": len(train),
@@ -143,35 +152,11 @@ def train_run(
     return {"run": str(output), **results}
 
 
-@dataclass(frozen=True)
-class Workers:
-    """The processes that share a training: those of ``accelerate launch`` or ``torchrun``, else this one.
+def _gathered(model: Any) -> dict[str, Any]:
+    """Trained parameters of a shared-out model, whole; every process has to take part."""
+    from clara_absa.training.processes import whole
 
-    Attributes:
-        rank: of this process.
-        world: how many there are.
-    """
-
-    rank: int = 0
-    world: int = 1
-
-    @classmethod
-    def join(cls, device: str) -> Workers:
-        """Meet the other processes, if a launcher started several."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return cls()
-        from accelerate import PartialState
-
-        state = PartialState(cpu=device == "cpu")
-        return cls(state.process_index, state.num_processes)
-
-    def wrap(self, model: Any) -> Any:
-        """The model, its gradients averaged over the processes."""
-        if self.world == 1:
-            return model
-        from torch.nn.parallel import DistributedDataParallel
-
-        return DistributedDataParallel(model)
+    return {name: whole(p.detach()) for name, p in model.named_parameters() if p.requires_grad}
 
 
 def score(answerer: Any, examples: Sequence[Example], size: int | None = None) -> dict[str, float]:

@@ -29,6 +29,7 @@ class PretrainSettings:
         epochs: passes over all texts.
         width: d.
         layers: of the backbone.
+        dropout: of what each layer adds; the backbone keeps it for the training that follows.
         seed: of every random number.
         limit: sentences of ``data`` at most.
     """
@@ -39,6 +40,7 @@ class PretrainSettings:
     epochs: int = 10
     width: int = 128
     layers: int = 4
+    dropout: float = 0.1
     seed: int = 0
     limit: int | None = None
 
@@ -84,7 +86,8 @@ def pretrain_run(
             raise UserError("this text cannot be read", name, "Give a UTF-8 file, one text per line") from error
     log(f"{len(texts)} texts to learn from")
     tokenizer = train_tokenizer(train, TinyConfig().vocabulary)
-    backbone = make_backbone(tokenizer, settings.width, settings.layers, max(1, settings.width // 32), settings.seed)
+    heads = max(1, settings.width // 32)
+    backbone = make_backbone(tokenizer, settings.width, settings.layers, heads, settings.seed, settings.dropout)
     config = ClaraConfig(
         backbone="tiny",
         memory=MemoryConfig(reader="none"),

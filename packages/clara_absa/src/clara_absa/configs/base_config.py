@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from latentlab_shared.config import from_dict
@@ -166,6 +166,8 @@ class TrainConfig:
         row_tokens: length of a packed row; texts are laid side by side in rows of at most so many tokens.
         precision: "fp32", or "bf16" for autocast.
         checkpointing: recompute activations in the backward pass.
+        parallel: what several processes do with the model: "copy", each holds it (DDP), or "shard", each holds a part
+            of every layer (FSDP2); validation then waits for the end.
         checkpoint_every: updates between checkpoints; one is also written after each epoch.
         seed: of every random number.
     """
@@ -181,6 +183,7 @@ class TrainConfig:
     row_tokens: int = 256
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpointing: bool = False
+    parallel: Literal["copy", "shard"] = "copy"
     checkpoint_every: int = 200
     seed: int = 0
 
@@ -295,11 +298,11 @@ PROFILES = {
     "phi": ClaraConfig(train=TrainConfig(precision="bf16", checkpointing=True, row_tokens=2048)),
     "sample": ClaraConfig(
         backbone="tiny",
-        tiny=TinyConfig(width=96, layers=3),
+        tiny=TinyConfig(width=64, layers=3),
         memory=MemoryConfig(tokens=8, start="pooled", attention="both"),
         lora=_FULL,
-        loss=_TOGETHER,
-        train=TrainConfig(epochs=8, batch_size=16, learning_rate=3e-3),
+        loss=replace(_TOGETHER, rec_share=0.25, ext_share=0.25),
+        train=TrainConfig(epochs=12, batch_size=16, learning_rate=4e-3),
     ),
     "scratch": ClaraConfig(
         backbone="tiny",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from clara_absa.configs.schema import POLARITIES, PROMPTS, Aspect, Example, Task
@@ -43,6 +44,7 @@ class Prompter:
     verbalizers: tuple[tuple[int, ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._ids = lru_cache(10_000)(self._tokenise)  # questions come again and again
         if self.tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end-of-text token", getattr(self.tokenizer, "name_or_path", ""))
         asked = PROMPTS[Task.REASONING].format(aspect="food")
@@ -56,22 +58,22 @@ class Prompter:
         """Whether each polarity is one token."""
         return all(len(answer) == 1 for answer in self.verbalizers)
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _tokenise(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def text(self, text: str) -> tuple[int, ...]:
         """Ids of a text, cut to the longest allowed; a text without tokens is one end-of-text token."""
-        return tuple(self._ids(text)[: self.max_text_tokens]) or (self.tokenizer.eos_token_id,)
+        return self._ids(text)[: self.max_text_tokens] or (self.tokenizer.eos_token_id,)
 
     def answer(self, prompt: str, answer: str, end: bool = True) -> tuple[int, ...]:
         """Ids of an answer as it follows a prompt, one blank between them; ``end`` adds the end-of-text token."""
         head, whole = self._ids(prompt), self._ids(f"{prompt} {answer}")
         ids = whole[len(head) :] if whole[: len(head)] == head else self._ids(answer)
-        return (*ids, self.tokenizer.eos_token_id) if end else tuple(ids)
+        return (*ids, self.tokenizer.eos_token_id) if end else ids
 
     def prompt(self, task: Task, aspect: str = "") -> tuple[int, ...]:
         """Ids of a question."""
-        return tuple(self._ids(PROMPTS[task].format(aspect=aspect)))
+        return self._ids(PROMPTS[task].format(aspect=aspect))
 
     def ask(self, aspect: str) -> Branch:
         """The question about an aspect, with the three polarities as its answers."""

@@ -27,7 +27,7 @@ from latentlab_shared.errors import UserError
 from latentlab_shared.files import write_json
 from latentlab_shared.metrics.classification import brier_score, expected_calibration_error
 from latentlab_shared.metrics.statistics import bootstrap_interval, paired_bootstrap
-from latentlab_shared.provenance import environment
+from latentlab_shared.provenance import environment, write_table
 from latentlab_shared.runs import RunFolder
 
 BINS = 15
@@ -198,31 +198,63 @@ def sweep_run(
     model: Path,
     sizes: Sequence[int] = (),
     *,
+    beside: Sequence[Path] = (),
     data: str | None = None,
     task: str = "atsa",
     split: str = "val",
     device: str = "auto",
     limit: int | None = None,
+    output: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Accuracy and macro-F1 with the first k memory vectors, for each k.
 
     Args:
         model: a run folder, or a saved model.
         sizes: k; none for those the model was trained for, or its one.
+        beside: models that were trained for one k each; theirs is the column ``trained for k``.
         data: see `evaluate_run`.
         task: see `evaluate_run`.
         split: see `evaluate_run`.
         device: see `evaluate_run`.
         limit: see `evaluate_run`.
+        output: also write ``sweep.json`` here, from which a README's table is filled.
     """
-    examples, _, _ = _parts(model, data, task, split, limit)
+    examples, train, source = _parts(model, data, task, split, limit)
     answerer = AspectSentiment.from_pretrained(model, device=device)
     memory = answerer.config.memory
     questions = questions_of(examples)
-    hard = groups_of(examples, [])["pos and neg"]
+    hard = groups_of(examples, train)["pos and neg"]
+
+    def measured(one: AspectSentiment, size: int | None) -> dict[str, Any]:
+        found = one.predict_batch([(e.text, e.aspects) for e in examples], size=size)
+        return measure(f"k={size}", questions, [str(r.polarity) for each in found for r in each], hard)
+
+    own: dict[int, float] = {}
+    for path in beside:
+        other = AspectSentiment.from_pretrained(path, device=device)
+        own[other.config.memory.tokens] = float(measured(other, None)["accuracy"])
     rows = []
     for size in sizes or memory.sizes or (memory.tokens,):
-        found = answerer.predict_batch([(e.text, e.aspects) for e in examples], size=size)
-        row = measure(f"k={size}", questions, [str(r.polarity) for each in found for r in each], hard)
-        rows.append({"k": size, **{key: row[key] for key in ("accuracy", "low", "high", "macro_f1", "pos and neg")}})
+        row = measured(answerer, size)
+        kept = {key: row[key] for key in ("accuracy", "low", "high", "macro_f1", "pos and neg")}
+        rows.append({"k": size, **kept, **({"trained for k": own.get(size)} if beside else {})})
+    if output is not None:
+        settings = settings_of(model)
+        shaped = [
+            {
+                "name": f"k={row['k']}",
+                "metrics": {key: row[key] for key in row if key not in ("k", "low", "high")},
+                "interval": {"accuracy": [row["low"], row["high"]]},
+            }
+            for row in rows
+        ]
+        named = " ".join(["clara-absa sweep", f"--model {model.name}", *(f"--beside {path.name}" for path in beside)])
+        said = f"{Path(source).name} {split}, {len(questions)} aspects of {len(examples)} sentences"
+        write_table(
+            output / "sweep.json",
+            shaped,
+            command=named,
+            data=said,
+            seeds=[settings.seed] if settings is not None else [],
+        )
     return rows

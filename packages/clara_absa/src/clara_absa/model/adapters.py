@@ -67,7 +67,8 @@ def add_adapters(backbone: Any, settings: LoraSettings) -> tuple[Any, list[Targe
 
     from peft import LoraConfig, get_peft_model
 
-    made = LoraConfig(
+    describe: Any = LoraConfig  # its alpha is typed as a whole number
+    made = describe(
         r=settings.rank,
         lora_alpha=settings.alpha,  # peft divides it by r
         lora_dropout=settings.dropout,

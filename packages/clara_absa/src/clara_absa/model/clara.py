@@ -61,9 +61,11 @@ class FastClaraModel(nn.Module):
         with torch.no_grad():
             size = table.float().square().mean().sqrt()
         if memory.reader == "decoder":
-            self.memory_tokens = nn.Parameter(torch.randn(memory.tokens, width, device=table.device) * size)
+            # Beside the mean of several words, which is smaller than a word, a token must not be the louder one.
+            share = 0.3 if memory.start == "pooled" else 1.0
+            self.memory_tokens = nn.Parameter(torch.randn(memory.tokens, width, device=table.device) * size * share)
         if memory.reader != "none":
-            self.log_scale = nn.Parameter(size.log().detach())
+            self.log_scale = nn.Parameter(size.log().detach().view(1))
         self._roles = [m for m in backbone.modules() if "compress" in getattr(m, "lora_A", {})]
 
     @property
@@ -79,7 +81,7 @@ class FastClaraModel(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What memory vectors are multiplied by, ()."""
+        """What memory vectors are multiplied by, (1,)."""
         return self.log_scale.exp()
 
     # ---- roles ----------------------------------------------------------------------------------------------------

@@ -90,6 +90,8 @@ def load_encoder_parts(name: str) -> tuple[Any, Any]:
     folder = found.files.folder
     encoder: Any = AutoModel.from_pretrained(folder, use_safetensors=True, attn_implementation="sdpa")
     encoder.pooler = None  # its one vector per text is not used, and would never get a gradient
+    # Words stay what they are: an aspect that no training sentence names still means something.
+    encoder.get_input_embeddings().weight.requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()

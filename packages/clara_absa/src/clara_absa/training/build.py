@@ -52,7 +52,8 @@ def build(config: ClaraConfig, examples: Sequence[Example], quantise: bool = Fal
         if quantise:
             from peft import prepare_model_for_kbit_training
 
-            backbone = prepare_model_for_kbit_training(backbone, use_gradient_checkpointing=False)
+            prepare: Any = prepare_model_for_kbit_training  # without types
+            backbone = prepare(backbone, use_gradient_checkpointing=False)
     elif encoder is not None:
         tokenizer = encoder_tokenizer
         backbone = backbone_on_encoder(tokenizer, encoder, tiny.layers, seed, tiny.dropout)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clara_absa.configs.base_config import ClaraConfig, TrainConfig
 from clara_absa.training.objectives import Objective
+from clara_absa.training.processes import like, whole
 from latentlab_shared.errors import RunFailed, UserError
 from latentlab_shared.files import atomic_path
 
@@ -76,8 +77,13 @@ class Checkpoint:
                 if parameter.requires_grad:
                     yield f"{name}/{key}", parameter
 
-    def save(self, run: Path) -> None:
-        """Write ``checkpoints/last.safetensors`` below a run folder, whole or not at all."""
+    def save(self, run: Path, write: bool = True) -> None:
+        """Write ``checkpoints/last.safetensors`` below a run folder, whole or not at all.
+
+        Args:
+            run: the folder.
+            write: False for a process that only gives its part of a shared-out model.
+        """
         from safetensors.torch import save_file
 
         tensors: dict[str, Tensor] = {"rng/cpu": torch.get_rng_state()}
@@ -86,7 +92,9 @@ class Checkpoint:
         tensors |= dict(self._parameters())
         for index, state in self._optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser/{index}/{key}": value for key, value in state.items()}
-        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+        tensors = {key: whole(value.detach()).cpu().contiguous().clone() for key, value in tensors.items()}
+        if not write:
+            return
         plain = {"update": self.update, "sums": self.sums, "config": self._config.to_dict()}
         with atomic_path(run / _FILE) as temporary:
             save_file(tensors, temporary, metadata={"run": json.dumps(plain)})
@@ -115,13 +123,15 @@ class Checkpoint:
             raise UserError(f"the checkpoint lacks {missing[0]}", path, "Delete it to train from the start")
         with torch.no_grad():
             for name, parameter in self._parameters():
-                parameter.copy_(tensors[name])
+                parameter.copy_(like(tensors[name], parameter))
         held = self._optimiser.state_dict()
+        order = [p for group in self._optimiser.param_groups for p in group["params"]]
         states: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("optimiser/"):
                 _, index, name = key.split("/")
-                states.setdefault(int(index), {})[name] = value
+                owner = order[int(index)]
+                states.setdefault(int(index), {})[name] = like(value, owner) if value.ndim else value
         self._optimiser.load_state_dict({**held, "state": states})
         torch.set_rng_state(tensors["rng/cpu"])
         if "rng/cuda" in tensors and torch.cuda.is_available():
@@ -167,6 +177,7 @@ def fit(
     optimiser = make_optimiser(model, schedule, settings)
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     state = Checkpoint({"model": model, "schedule": schedule}, optimiser, config)
+    saves = run is not None and (is_main or hasattr(parameters[0], "full_tensor"))  # a shared-out model: all give
     if run is not None and resume:
         state.load(run)
     model.train()
@@ -182,7 +193,7 @@ def fit(
                     loss.backward()  # type: ignore[no-untyped-call]
                     for name, value in values.items():
                         state.sums[name] = state.sums.get(name, 0.0) + value / per_epoch
-            norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+            norm = whole(torch.nn.utils.clip_grad_norm_(parameters, settings.clip))
             if not torch.isfinite(norm):
                 raise RunFailed(
                     f"the gradient is not finite at update {state.update}", "train.learning_rate", "Lower it"
@@ -190,16 +201,16 @@ def fit(
             optimiser.step()
             state.update += 1
             advance(1)
-            if run is not None and is_main and state.update % settings.checkpoint_every == 0:
-                state.save(run)
+            if run is not None and saves and state.update % settings.checkpoint_every == 0:
+                state.save(run, is_main)
         model.eval()
         found = {**state.sums, **after_epoch(epoch + 1)}
         if is_main:
             log(epoch + 1, found)
         state.sums = {}
         model.train()
-        if run is not None and is_main:
-            state.save(run)
+        if run is not None and saves:
+            state.save(run, is_main)
     return model.eval()
 
 
