@@ -209,10 +209,9 @@ class Database:
             self._refuse_others(connection, held)
             if held is None and not self._create:
                 raise NoDatabase("the database holds nothing of nrms", self.name)
-            if held == ScriptDirectory.from_config(config).get_current_head():
-                return
             try:
-                command.upgrade(config, "head")
+                if held != ScriptDirectory.from_config(config).get_current_head():
+                    command.upgrade(config, "head")
             except CommandError as error:
                 fix = "Update the package, or use another database"
                 raise UserError(f"its tables are of another version ({error})", self.name, fix) from None
@@ -221,7 +220,10 @@ class Database:
                     fix = "Install pgvector on the server, and as its superuser run: CREATE EXTENSION vector"
                     raise UserError("the extension pgvector is missing", self.name, fix) from error
                 raise
-        self.engine.dispose()  # connections made before the extension was there do not know vectors
+        # Connections older than the tables know no vectors and keep no write-ahead log: the next is made here, retried.
+        self.engine.dispose()
+        with self.read():
+            pass
 
     def _make_file(self, file: Path) -> None:
         """An empty file where there is none: connections make none, so a file taken away does not come back empty."""
