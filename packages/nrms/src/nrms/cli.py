@@ -453,20 +453,13 @@ def serve(
     device: Device = DeviceName.cpu,
 ) -> None:
     """Serve the API and its page until Ctrl-C; an empty database first gets the model's own articles."""
-    from nrms.model.folder import load_model_dir
-    from nrms.server.corpus import make_ready
+    from nrms.server.corpus import open_ready
     from nrms.server.settings import Settings
-    from nrms.server.store import NoDatabase, Store
     from nrms.server.workers import serve
 
     if search not in ("exact", "usearch", "database"):
         raise UserError(f"{search!r} is no way to search", "--search", "Use exact, usearch or database")
-    try:
-        store = Store(database, create=False)
-    except NoDatabase:
-        load_model_dir(model)  # a wrong --model leaves no empty database behind
-        store = Store(database)
-    make_ready(store, model, out.log)
+    store = open_ready(database, model, out.log)
     if search == "database" and not store.database.is_postgres:
         raise UserError("search in the database needs PostgreSQL", "--search", "Use exact or usearch with SQLite")
     address = store.database.url
