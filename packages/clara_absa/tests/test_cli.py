@@ -15,7 +15,7 @@ from clara_absa.cli import app
 from clara_absa.sample.generator import demo
 from latentlab_shared.cli import run
 
-FAST = ["--limit", "24", "--set", "train.epochs=1"]
+FAST = ["--limit", "24", "--set", "train.epochs=1", "--set", "loss.ext_share=0.5", "--set", "loss.rec_share=0.5"]
 
 
 def clara(*arguments: object, cwd, stdin: str = "", code: int = 0) -> subprocess.CompletedProcess:

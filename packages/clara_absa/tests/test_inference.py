@@ -1,5 +1,6 @@
 """The object a user holds: answers by every road are the same, and survive being saved."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from clara_helpers import EXAMPLES, TOKENIZER, tiny
 
-from clara_absa.configs import POLARITIES, Aspect, ClaraConfig, LoraSettings, MemoryConfig
+from clara_absa.configs import POLARITIES, Aspect, ClaraConfig, LoraSettings, LossConfig, MemoryConfig
 from clara_absa.inference import AspectSentiment, Memory
 from clara_absa.inference.ask import ask
 from clara_absa.inference.export import export_model
@@ -200,6 +201,13 @@ def test_a_ratio_gives_each_text_its_share():
         assert len(memory.vectors) == min(16, -(-memory.tokens // 4))
     found = answerer.predict_batch([("soup", ["soup"]), (TEXT, TERMS)])
     assert values(found[1]) == pytest.approx(values(answerer.predict(TEXT, TERMS)), abs=1e-5)
+
+
+def test_a_model_that_never_listed_aspects_says_so():
+    silent = answerer_of()
+    silent.config = dataclasses.replace(silent.config, loss=LossConfig(ext_share=0.0))
+    with pytest.raises(UserError, match="not trained to find aspects"):
+        silent.extract(TEXT)
 
 
 def test_results_become_plain_values():

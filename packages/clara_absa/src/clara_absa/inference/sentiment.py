@@ -352,6 +352,9 @@ class AspectSentiment:
             text: the text; spans of the aspects are looked up in it.
             memory: of the text, if there is one already.
             abstain: below this probability the polarity is None.
+
+        Raises:
+            UserError: for a model that was not trained to list aspects.
         """
         return self.extract_batch([memory or self.compress(text)], [text], abstain=abstain)[0]
 
@@ -359,6 +362,9 @@ class AspectSentiment:
         self, memories: Sequence[Memory], texts: Sequence[str], *, abstain: float = 0.0
     ) -> list[list[AspectSentimentResult]]:
         """See `extract`; for many texts at once."""
+        if self.config.loss.ext_share == 0 or max(self.config.loss.beta) == 0:
+            fix = "Name the aspects, or train with --set loss.ext_share=0.5"
+            raise UserError("this model was not trained to find aspects", "loss.ext_share", fix)
         for memory in memories:
             self._check(memory)
         vectors = [memory.vectors for memory in memories]
