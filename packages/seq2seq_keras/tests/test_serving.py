@@ -96,7 +96,7 @@ def address(summarizer, tmp_path_factory):
     assert line.startswith("http://127.0.0.1:"), line + process.stderr.read()
     yield line.split("/ ")[0]
     process.terminate()
-    assert process.wait(timeout=60) == 0
+    process.wait(timeout=60)
 
 
 @pytest.mark.slow
