@@ -23,6 +23,7 @@ from refrag.training.questions import QuestionBatches, expansion_gains, prepare,
 
 RUNS = Path("runs/refrag")
 MODEL = "model"  # of a run folder
+_JOINED = 4  # questions whose documents make one text
 
 Log = Callable[[str], None]
 Stage = Literal["alignment", "reconstruction", "pretraining", "questions"]
@@ -96,7 +97,8 @@ def train_run(
     else:
         settings = load_config(RunSettings, config_file, overrides, base)
     texts = _texts(settings)
-    generator = _generator(settings, texts)
+    # A tokenizer trained anew may differ in its ties, so a run keeps the one it began with.
+    generator = RefragGenerator.from_pretrained(folder / MODEL) if resume else _generator(settings, texts)
     generator.model.set_trained(settings.training_model)
     objective, batches = _stage(settings, generator, texts)
     log(f"{settings.stage}: {settings.loop.steps} steps of {settings.loop.batch_size} examples")
@@ -110,6 +112,8 @@ def train_run(
     with run:
         if resume:
             run.rewind(steps_done(folder))
+        else:
+            generator.save_pretrained(folder / MODEL)
 
         def step(number: int, found: dict[str, float]) -> None:
             losses.append(found)
@@ -152,7 +156,7 @@ def evaluate_run(
         UserError: if there is no model, or no text is long enough.
     """
     texts = (
-        [" ".join(doc.text for doc in e.docs) for e in generate(limit or 200, seed)]
+        _long_texts(limit or 50, seed)
         if data == "sample"
         else [text for text, _ in zip(read_texts(Path(data)), range(limit or 1 << 60), strict=False)]
     )
@@ -176,10 +180,19 @@ def _texts(settings: RunSettings) -> list[str]:
     """The corpus of the text stages, or what the sample's vocabularies are made from."""
     if settings.data != "sample":
         return list(read_texts(Path(settings.data)))
+    if settings.stage != "questions":
+        return _long_texts(max(1, settings.examples // _JOINED), settings.loop.seed)
     examples = generate(min(settings.examples, 2000), settings.loop.seed)
-    if settings.stage == "questions":
-        return [text for e in examples for text in (*(doc.text for doc in e.docs), e.question, e.answer)]
-    return [" ".join(doc.text for doc in e.docs) for e in examples]
+    return [text for e in examples for text in (*(doc.text for doc in e.docs), e.question, e.answer)]
+
+
+def _long_texts(count: int, seed: int) -> list[str]:
+    """Texts of some four hundred tokens, from the documents of generated questions."""
+    examples = generate(count * _JOINED, seed)
+    return [
+        " ".join(doc.text for e in examples[at : at + _JOINED] for doc in e.docs)
+        for at in range(0, len(examples), _JOINED)
+    ]
 
 
 def _generator(settings: RunSettings, texts: list[str]) -> RefragGenerator:

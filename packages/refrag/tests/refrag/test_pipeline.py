@@ -15,7 +15,7 @@ SMALL = ["--set", "loop.steps=3", "--set", "loop.batch_size=2", "--set", "exampl
 
 @pytest.mark.parametrize("stage", ["alignment", "reconstruction", "pretraining"])
 def test_every_stage_leaves_a_model_to_go_on_from(tmp_path, stage):
-    settings = RunSettings(stage=stage, examples=8, loop=FEW, context=3, target=1, longest=2)
+    settings = RunSettings(stage=stage, examples=8, loop=FEW)
     results = train_run(tmp_path / "one", settings)
     assert results["first"]["loss"] > 0 and len((tmp_path / "one" / "metrics.jsonl").read_text().splitlines()) == 3
     again = RunSettings(stage="reconstruction", examples=8, loop=FEW, longest=2, model=results["model"])

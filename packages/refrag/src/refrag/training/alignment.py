@@ -172,8 +172,7 @@ class AlignmentObjective(nn.Module):
         share = per_text / len(de)  # of each chunk in the mean over texts
 
         mse = ((_span_means(re, row, i0, i1) - _span_means(de, row, j0, j1)) ** 2).mean(-1)
-        covered = torch.zeros(re.shape[:2], dtype=torch.long, device=device)
-        covered[:, :] = torch.arange(re.shape[1], device=device) < _ends(row, i1, len(de))[:, None]
+        covered = (torch.arange(re.shape[1], device=device) < _ends(row, i1, len(de))[:, None]).long()
         with torch.no_grad():
             wanted = model.decoder(inputs_embeds=de, attention_mask=decoder_mask).logits[row, j1 - 1]  # (C, V)
             wanted = F.log_softmax(wanted.float(), dim=-1)
