@@ -291,7 +291,8 @@ class Embeddings:
             connection.exec_driver_sql("SET LOCAL max_parallel_maintenance_workers = 0")
             connection.exec_driver_sql(
                 f"CREATE INDEX IF NOT EXISTS ix_embeddings_hnsw_{model.number:d} ON embeddings"
-                f" USING hnsw ((vector::halfvec({model.dim:d})) halfvec_ip_ops) WHERE model = {model.number:d}"
+                f" USING hnsw ((vector::halfvec({model.dim:d})) halfvec_ip_ops) WITH (m = 32, ef_construction = 160)"
+                f" WHERE model = {model.number:d}"
             )
         with self._database.write() as connection:
             connection.exec_driver_sql("ANALYZE embeddings")
@@ -318,7 +319,7 @@ class Embeddings:
             if exact:
                 connection.exec_driver_sql("SET LOCAL enable_indexscan = off")
             else:
-                connection.exec_driver_sql(f"SET LOCAL hnsw.ef_search = {min(1000, max(100, 4 * k)):d}")
+                connection.exec_driver_sql("SET LOCAL hnsw.ef_search = 1000")
                 # Filters are applied behind the graph: it is walked on until k articles have passed them.
                 connection.exec_driver_sql("SET LOCAL hnsw.iterative_scan = strict_order")
             rows = connection.exec_driver_sql(query, given).all()
