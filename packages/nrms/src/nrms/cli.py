@@ -510,7 +510,8 @@ def bench(
             {"name": row["name"], "metrics": {key: row[key] for key in ("value", "unit", "target", "ok", "against")}}
             for row in found["results"]
         ]
-        options = [*(f"--suite {name}" for name in suite or ()), *([f"--peer {peer}"] if peer else [])]
+        options = [f"--suite {name}" for name in suite or ()] + [f"--size {count}" for count in size or ()]
+        options += [f"--peer {peer}"] if peer else []
         name = f"bench-{'-'.join(chosen) if suite else 'all'}.json"
         command = " ".join(["nrms bench", *options])
         quality = chosen == ("quality",)
