@@ -25,6 +25,12 @@ def length_groups(sorted_lengths: list[int]) -> Groups:
     return groups
 
 
+def split(rows: Tensor, groups: Groups) -> tuple[Tensor, ...]:
+    """The rows of each group; the gradient of a slice apiece would be a matrix of zeros as large as ``rows``."""
+    parts: tuple[Tensor, ...] = torch.split(rows, [count * length for count, length in groups])
+    return parts
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention without biases or output projection, as in the paper.
 
@@ -52,13 +58,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, groups: Groups) -> Tensor:
         """Attend within each sequence of a ragged batch, (S, width) → (S, heads * head_dim)."""
-        qkv = self.qkv(x)
-        parts, start = [], 0
-        for count, length in groups:
-            rows = qkv[start : start + count * length]
-            parts.append(self._attend(rows.view(count, length, -1), None).flatten(0, 1))
-            start += count * length
-        return torch.cat(parts)
+        parts = zip(groups, split(self.qkv(x), groups), strict=True)
+        return torch.cat([self._attend(rows.view(*shape, -1), None).flatten(0, 1) for shape, rows in parts])
 
     def padded(self, x: Tensor, mask: Tensor) -> Tensor:
         """Attend among the unmasked places of (N, L, width); ``mask`` (N, L) is True at tokens."""
@@ -101,13 +102,10 @@ class AdditivePooling(nn.Module):
 
     def forward(self, x: Tensor, groups: Groups) -> Tensor:
         """Pool each sequence of a ragged batch, (S, width) → (sequences that are not empty, width)."""
-        scores = self.scores(x)
-        pooled, start = [], 0
-        for count, length in groups:
-            end = start + count * length
-            weights = scores[start:end].view(count, 1, length).softmax(-1)
-            pooled.append((weights @ x[start:end].view(count, length, -1)).squeeze(1))
-            start = end
+        pooled = []
+        for (count, length), scores, rows in zip(groups, split(self.scores(x), groups), split(x, groups), strict=True):
+            weights = scores.view(count, 1, length).softmax(-1)
+            pooled.append((weights @ rows.view(count, length, -1)).squeeze(1))
         return torch.cat(pooled)
 
     def weights(self, x: Tensor, mask: Tensor) -> Tensor:
