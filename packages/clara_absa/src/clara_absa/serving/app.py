@@ -7,23 +7,20 @@ from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.exceptions import HTTPException
 
 from clara_absa.inference import AspectSentiment
 from clara_absa.sample.generator import demo
-from latentlab_shared.errors import RunFailed, UserError
+from latentlab_shared.api import add_errors, limit_bodies, page
+from latentlab_shared.errors import UserError
 from latentlab_shared.serving import serve_app
 
 MAX_CHARACTERS = 4000  # of one text
 MAX_TEXTS = 64
 MAX_ASPECTS = 64
 MAX_BODY_BYTES = 2**20
-# The page loads nothing from elsewhere and runs only its own script.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
 
 class PredictRequest(BaseModel):
@@ -61,36 +58,11 @@ def create_app(answerer: AspectSentiment) -> FastAPI:
         answerer: answers all requests, one at a time.
     """
     app = FastAPI(title="clara-absa", docs_url=None, redoc_url=None, openapi_url=None)
-    page = files("clara_absa.serving").joinpath("page.html").read_text(encoding="utf-8")
-    page = page.replace("%%DEMO%%", _html(demo().text))
-    page = page.replace("%%ASPECTS%%", _html(", ".join(aspect.term for aspect in demo().aspects)))
+    add_errors(app)
+    limit_bodies(app, MAX_BODY_BYTES)
+    html = files("clara_absa.serving").joinpath("page.html").read_text(encoding="utf-8")
     lock = threading.Lock()
     memory = answerer.config.memory
-
-    @app.middleware("http")
-    async def limit_body(request: Request, call_next: Any) -> Any:
-        length = request.headers.get("content-length", "")
-        if request.method == "POST" and not (length.isdigit() and int(length) <= MAX_BODY_BYTES):
-            return _error(413, f"the body must name its length, of at most {MAX_BODY_BYTES // 2**20} MiB")
-        return await call_next(request)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-        return _error(422, f"{where}: {first['msg']}")
-
-    @app.exception_handler(UserError)
-    async def refused(request: Request, error: UserError) -> JSONResponse:
-        return _error(500 if isinstance(error, RunFailed) else 422, str(error))
-
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return _error(error.status_code, str(error.detail))
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
-        return _error(500, "the model failed; its log says why")
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
@@ -126,7 +98,7 @@ def create_app(answerer: AspectSentiment) -> FastAPI:
 
     @app.get("/", response_class=HTMLResponse)
     def index() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"})
+        return page(html, {"DEMO": demo().text, "ASPECTS": ", ".join(aspect.term for aspect in demo().aspects)})
 
     return app
 
@@ -137,14 +109,6 @@ def _asked(one: str | list[int]) -> str | tuple[int, int]:
     if len(one) != 2:
         raise UserError("a span is [start, end]", "aspects")
     return one[0], one[1]
-
-
-def _error(status: int, message: str) -> JSONResponse:
-    return JSONResponse({"error": " ".join(message.split())}, status_code=status)
-
-
-def _html(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
 
 
 def serve(

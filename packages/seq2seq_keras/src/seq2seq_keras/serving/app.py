@@ -8,13 +8,12 @@ from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from starlette.exceptions import HTTPException
 
-from latentlab_shared.errors import RunFailed, UserError
+from latentlab_shared.api import add_errors, limit_bodies, page
+from latentlab_shared.errors import UserError
 from latentlab_shared.serving import serve_app
 from seq2seq_keras.inference import Summarizer, Summary
 from seq2seq_keras.sample import demo
@@ -23,8 +22,6 @@ MAX_CHARACTERS = 20_000  # of one text; only its beginning is read anyway
 MAX_TEXTS = 64
 MAX_BODY_BYTES = 2 * 2**20
 MAX_BEAM = 8
-# The page loads nothing from elsewhere and runs only its own script.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
 
 class SummarizeRequest(BaseModel):
@@ -60,34 +57,10 @@ def create_app(summarizer: Summarizer) -> FastAPI:
         summarizer: the model.
     """
     app = FastAPI(title="seq2seq-keras", docs_url=None, redoc_url=None, openapi_url=None)
-    page = files("seq2seq_keras.serving").joinpath("page.html").read_text(encoding="utf-8")
-    page = page.replace("%%DEMO%%", _html(demo().text))
+    add_errors(app)
+    limit_bodies(app, MAX_BODY_BYTES)
+    html = files("seq2seq_keras.serving").joinpath("page.html").read_text(encoding="utf-8")
     lock = threading.Lock()
-
-    @app.middleware("http")
-    async def limit_body(request: Request, call_next: Any) -> Any:
-        length = request.headers.get("content-length", "")
-        if request.method == "POST" and not (length.isdigit() and int(length) <= MAX_BODY_BYTES):
-            return _error(413, f"the body must name its length, of at most {MAX_BODY_BYTES // 2**20} MiB")
-        return await call_next(request)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-        return _error(422, f"{where}: {str(first['msg']).removeprefix('Value error, ')}")
-
-    @app.exception_handler(UserError)
-    async def refused(request: Request, error: UserError) -> JSONResponse:
-        return _error(500 if isinstance(error, RunFailed) else 422, str(error))
-
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return _error(error.status_code, str(error.detail))
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
-        return _error(500, "the summarizer failed; its log says why")
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
@@ -111,7 +84,7 @@ def create_app(summarizer: Summarizer) -> FastAPI:
 
     @app.get("/", response_class=HTMLResponse)
     def index() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"})
+        return page(html, {"DEMO": demo().text})
 
     return app
 
@@ -119,14 +92,6 @@ def create_app(summarizer: Summarizer) -> FastAPI:
 def _record(summary: Summary, attention: bool) -> dict[str, Any]:
     record = summary.to_dict()
     return {**record, "attention": summary.attention.round(4).tolist()} if attention else record
-
-
-def _error(status: int, message: str) -> JSONResponse:
-    return JSONResponse({"error": " ".join(message.split())}, status_code=status)
-
-
-def _html(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def serve(
