@@ -123,6 +123,34 @@ def test_kill_between_the_two_renames_is_recovered(tmp_path: Path) -> None:
         assert kept is not None and read_json(kept / "s.json") == {"step": 1}
 
 
+def test_what_a_kill_left_does_not_stop_the_next_save(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "r", {}, seed=0) as run:
+        home = run.save_checkpoint("last", lambda f: write_json(f / "s.json", {"step": 1})).parent
+        for name in (".last.old", ".last.0123.tmp"):  # cut short in the removal of the old one, and in a write
+            (home / name).mkdir()
+            write_json(home / name / "s.json", {"step": 0})
+        run.save_checkpoint("last", lambda f: write_json(f / "s.json", {"step": 2}))
+        assert [p.name for p in home.iterdir()] == ["last"]
+        kept = run.checkpoint("last")
+        assert kept is not None and read_json(kept / "s.json") == {"step": 2}
+
+
+def test_a_reader_between_the_two_renames_does_not_stop_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RunFolder.create(tmp_path / "r", {}, seed=0) as run:
+        run.save_checkpoint("last", lambda f: write_json(f / "s.json", {"step": 1}))
+        real, reads = os.replace, []
+
+        def replace(source: Path, target: Path) -> None:
+            real(source, target)
+            if Path(target).name == ".last.old" and not reads:
+                reads.append(RunFolder.read(run.path).checkpoint("last"))
+
+        monkeypatch.setattr(os, "replace", replace)
+        run.save_checkpoint("last", lambda f: write_json(f / "s.json", {"step": 2}))
+        kept = run.checkpoint("last")
+        assert reads and kept is not None and read_json(kept / "s.json") == {"step": 2}
+
+
 KILLED = """
 import sys
 from pathlib import Path

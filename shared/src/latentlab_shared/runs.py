@@ -5,6 +5,7 @@ config.json  environment.json  metrics.jsonl  checkpoints/{last,best}/  results.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -192,6 +193,9 @@ class RunFolder:
         final, old = home / name, home / f".{name}.old"
         with disk_errors(home):
             home.mkdir(exist_ok=True)
+            self._recover(name)
+            for left in (old, *home.glob(f".{name}.*.tmp")):
+                shutil.rmtree(left, ignore_errors=True)  # a kill may have cut an earlier write or removal short
             temporary = home / f".{name}.{uuid.uuid4().hex}.tmp"
             temporary.mkdir()
             try:
@@ -201,10 +205,7 @@ class RunFolder:
                 for file in _files(temporary):
                     with file.open("rb+") as handle:
                         os.fsync(handle.fileno())
-                self._recover(name)
-                if final.exists():
-                    os.replace(final, old)
-                os.replace(temporary, final)
+                _swap(temporary, final, old)
                 sync_dir(home)
                 shutil.rmtree(old, ignore_errors=True)
             finally:
@@ -234,6 +235,21 @@ class RunFolder:
         if not final.exists() and old.exists():
             os.replace(old, final)
         return final if final.is_dir() else None
+
+
+def _swap(new: Path, final: Path, old: Path) -> None:
+    """Put folder ``new`` in the place of ``final``, which is kept as ``old``."""
+    for _ in range(100):
+        if final.exists():
+            os.replace(final, old)
+        try:
+            os.replace(new, final)
+            return
+        except OSError as error:
+            # A reader that came between the two renames has put the old folder back.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    raise RunFailed("the checkpoint is taken back by a reader again and again", final, "Stop the reading process")
 
 
 def _files(folder: Path) -> list[Path]:
