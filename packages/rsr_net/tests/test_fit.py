@@ -359,9 +359,19 @@ def test_the_confidence_is_a_regression_scaled_by_a_logistic_regression():
         with torch.no_grad():
             found = model(batch, start=start)
             signs = quality_signs(batch, found.y, model.center, found.attention).double().numpy()
-        return signs, torch.nn.functional.cosine_similarity(found.y, batch.target, dim=-1).double().numpy()
+        y = found.y.double().numpy()
+        near = torch.nn.functional.cosine_similarity(found.y, batch.target, dim=-1).double().numpy()
+        return signs, near, y / np.linalg.norm(y, axis=1, keepdims=True)
 
-    (seen, near), (unseen, reached) = look(TRAIN, starts), look(held_out)
+    def expected(y, among):
+        weights = np.exp(8 * known[among] @ y)
+        return weights @ near[among] / weights.sum()
+
+    (seen, near, known), (unseen, reached, new) = look(TRAIN, starts), look(held_out)
+    everyone = np.arange(len(TRAIN))
+    others = [expected(y, everyone != number) for number, y in enumerate(known)]
+    seen = np.c_[seen, others]
+    unseen = np.c_[unseen, [expected(y, everyone >= 0) for y in new]]
     mean, std = seen.mean(0), seen.std(0)
     regression = Ridge(alpha=0.1 * len(TRAIN)).fit((seen - mean) / std, near)
     score = regression.predict((unseen - mean) / std)

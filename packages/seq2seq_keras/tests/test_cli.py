@@ -181,6 +181,7 @@ def test_export_compares(home):
         (["train", "--set", "model.unit=3"], "Did you mean model.units?"),
         (["train", "--data", "absent"], "no such file or folder"),
         (["train", "--resume", "runs/seq2seq_keras/small", "--limit", "3"], "its own data and settings"),
+        (["train", "--resume", "runs/seq2seq_keras/small", "--set", "train.seed=3"], "keeps its settings"),
         (["train", "--resume", "absent"], "no such run folder"),
         (["evaluate", "--part", "train"], "not a held-out part"),
         (["evaluate", "--protocol", "mine"], "not a protocol"),
@@ -203,6 +204,13 @@ def test_mistakes_are_one_line_and_write_nothing(home, arguments, said):
 def test_a_run_of_another_name_is_not_overwritten(home):
     shutil.copytree(home / "runs/seq2seq_keras/small", home / "mine")
     assert "not empty" in one_line(s2s("train", *FAST, "-q", "-o", "mine", cwd=home, code=2))
+
+
+def test_a_finished_run_can_be_given_more_epochs(home):
+    shutil.copytree(home / "runs/seq2seq_keras/small", home / "longer")
+    call = ["train", "--resume", "longer", "--set", "train.epochs=2", "--json"]
+    assert json.loads(s2s(*call, cwd=home).stdout)["epochs"] == 2
+    assert json.loads((home / "longer/config.json").read_text())["settings"]["train"]["epochs"] == 2
 
 
 def test_a_run_whose_data_changed_is_not_resumed(home):

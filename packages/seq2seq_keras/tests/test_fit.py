@@ -95,6 +95,16 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path, batches, uninterrupt
     again.close()
 
 
+def test_a_finished_run_goes_on_for_more_epochs_to_the_same_weights(tmp_path, uninterrupted):
+    with RunFolder.create(tmp_path / "run", {}, seed=0) as run:
+        fit(made(DROPPING), pairs(), pairs(16, 1), replace(OFTEN, epochs=2), run=run)
+    with RunFolder.resume(tmp_path / "run") as run:
+        assert fit(made(DROPPING), pairs(), pairs(16, 1), replace(OFTEN, epochs=2), run=run, resume=True) == []
+        model = made(DROPPING, seed=99)
+        rest = fit(model, pairs(), pairs(16, 1), OFTEN, run=run, resume=True)
+    assert len(rest) == 1 and all((a == b).all() for a, b in zip(uninterrupted[1], weights_of(model), strict=True))
+
+
 def test_training_stops_early_and_keeps_the_best_weights():
     model = made(replace(SMALL, units=16))
     # Validation pairs with other words as summaries: what is learned makes them worse.

@@ -17,6 +17,7 @@ from seq2seq_keras.evaluation import evaluate, references_of
 from seq2seq_keras.evaluation.report import write_report
 from seq2seq_keras.inference import Summarizer
 from seq2seq_keras.inference.export import FORMATS, export
+from seq2seq_keras.inference.summarizer import compile_search
 from seq2seq_keras.model.seq2seq import Seq2Seq
 from seq2seq_keras.sample import generate
 from seq2seq_keras.training import fit
@@ -128,6 +129,63 @@ def test_exports_write_the_same_ids(summarizer, tmp_path, name):
     rows = export(summarizer, tmp_path / "out", (name,), TEXTS[:12])
     assert Path(rows[0]["file"]).exists() and rows[0]["bytes"] > 1000 and rows[0]["texts_compared"] == 12
     assert (tmp_path / "out" / "vocabulary.txt").is_file()
+
+
+READ_EXPORTS = """
+import sys
+import numpy as np
+
+folder, given = sys.argv[1], dict(np.load(sys.argv[2], allow_pickle=False))
+source, ext = given["source"], given["ext"]
+
+import onnxruntime
+session = onnxruntime.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])
+ids = next(o.name for o in session.get_outputs() if "int32" in o.type)
+print((session.run([ids], {"source": source, "source_ext": ext})[0] == given["ids"]).all())
+
+import tensorflow as tf
+signature = tf.saved_model.load(f"{folder}/saved_model").signatures["serving_default"]
+print((signature(source=tf.constant(source), source_ext=tf.constant(ext))["ids"].numpy() == given["ids"]).all())
+
+interpreter = tf.lite.Interpreter(f"{folder}/model.tflite")
+interpreter.allocate_tensors()
+places = {d["name"].split(":")[0]: d["index"] for d in interpreter.get_input_details()}
+found = next(d["index"] for d in interpreter.get_output_details() if d["dtype"] is np.int32)
+rows = []
+for one, one_ext in zip(source, ext):
+    interpreter.set_tensor(places["source"], one[None])
+    interpreter.set_tensor(places["source_ext"], one_ext[None])
+    interpreter.invoke()
+    rows.append(interpreter.get_tensor(found)[0])
+print((np.stack(rows) == given["ids"]).all())
+print("seq2seq_keras" not in sys.modules)
+
+import keras
+import seq2seq_keras.model.seq2seq
+from seq2seq_keras.config import DecodeConfig
+from seq2seq_keras.inference.greedy import search_greedy
+model = keras.models.load_model(f"{folder}/model.keras")
+found = search_greedy(model, tf.constant(source), tf.constant(ext), given["ids"].shape[1], DecodeConfig())
+print((found.ids[:, 0].numpy() == given["ids"]).all())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_exports_are_read_by_a_fresh_process_without_this_package(summarizer, tmp_path):
+    pytest.importorskip("tf2onnx")
+    pytest.importorskip("onnxruntime")
+    texts = [e.text for e in generate(50, 6)]
+    export(summarizer, tmp_path / "out", FORMATS, texts)
+    sources = [summarizer.encode(text) for text in texts]
+    source, ext = (pad([getattr(s, name) for s in sources], 60) for name in ("ids", "ext"))
+    rules = DecodeConfig()
+    ids = np.asarray(compile_search(summarizer.model, summarizer.length(rules), rules)(source, ext)[0])[:, 0]
+    assert ids.shape == (50, summarizer.length(rules)) and (ids != 0).any(1).all()
+    np.savez(tmp_path / "given.npz", source=source, ext=ext, ids=ids)
+    call = [sys.executable, "-c", READ_EXPORTS, str(tmp_path / "out"), str(tmp_path / "given.npz")]
+    done = subprocess.run(call, capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
+    assert done.stdout.split() == ["True"] * 5, done.stdout + done.stderr
 
 
 def test_unknown_formats_are_refused(summarizer, tmp_path):

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -33,7 +33,8 @@ def run_bench(
     """Measure, and return one row per comparison.
 
     The model has the seed's sizes and random weights, its logits spread so that rounding decides nothing. Every summary
-    is 18 words long. What is compared runs in turns; medians are given.
+    is 18 words long. What is compared runs in turns; medians are given. ``ratio`` is of seconds on the clock,
+    ``cpu_ratio`` of the processor's, which other processes on the machine do not stretch.
 
     Args:
         repeats: rounds.
@@ -70,11 +71,11 @@ def _decoding(model: Seq2Seq, texts: Ids, repeats: int, log: Log) -> list[dict[s
         log(f"decoding {count} texts, the seed's loop and the compiled one in turns")
         slow, fast, same = [], [], True
         for _ in range(repeats if count == 1 else 1):
-            seconds, one_by_one = _timed(lambda: [seed_loop.decode_sequence(t[None]) for t in texts[:count]])  # noqa: B023
-            slow.append(seconds)
+            spent, one_by_one = _timed(lambda: [seed_loop.decode_sequence(t[None]) for t in texts[:count]])  # noqa: B023
+            slow.append(spent)
             for _ in range(5):
-                seconds, found = _timed(lambda: np.asarray(compiled(texts[:count], texts[:count])[0]))  # noqa: B023
-                fast.append(seconds)
+                spent, found = _timed(lambda: np.asarray(compiled(texts[:count], texts[:count])[0]))  # noqa: B023
+                fast.append(spent)
             same &= [row[:_WORDS].tolist() for row in found[:, 0]] == one_by_one
         if not same:
             raise RunFailed("the compiled loop gives other ids than the per-token loop", "bench")
@@ -110,27 +111,49 @@ def _training(texts: Ids, rng: Any, repeats: int, log: Log) -> list[dict[str, An
         log(f"compiling the training step: {name}")
         trainers[name] = Trainer(Seq2Seq(_VOCABULARY, config), PRESETS["small"].train)
         trainers[name].train_step(*batch)
-    seconds: dict[str, list[float]] = {name: [] for name in models}
+    spent: dict[str, list[Spent]] = {name: [] for name in models}
     log("training steps in turns")
     for _ in range(max(3, repeats)):
         for name, trainer in trainers.items():
-            seconds[name].append(_timed(lambda: float(trainer.train_step(*batch)[0]))[0])  # noqa: B023
+            spent[name].append(_timed(lambda: float(trainer.train_step(*batch)[0]))[0])  # noqa: B023
     rows = []
-    for name, times in seconds.items():
-        median = statistics.median(times)
-        parameters = trainers[name].model.count_params()
-        metrics = {"examples_per_second": 60 / median, "seconds": median, "parameters": parameters}
+    for name, times in spent.items():
+        median = _median(times)
+        metrics = {
+            "examples_per_second": 60 / median.wall,
+            "examples_per_cpu_second": 60 / median.cpu,
+            "seconds": median.wall,
+            "parameters": trainers[name].model.count_params(),
+        }
         rows.append({"name": f"train {name}, batch 60", "metrics": metrics})
     return rows
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    started = time.perf_counter()
+class Spent(NamedTuple):
+    """Seconds on the clock, and of this process on all processors."""
+
+    wall: float
+    cpu: float
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Spent, Any]:
+    wall, cpu = time.perf_counter(), time.process_time()
     found = work()
-    return time.perf_counter() - started, found
+    return Spent(time.perf_counter() - wall, time.process_time() - cpu), found
 
 
-def _row(name: str, slow: list[float], fast: list[float], **more: Any) -> dict[str, Any]:
-    slower, faster = statistics.median(slow), statistics.median(fast)
-    metrics = {"ratio": slower / faster, "seconds": slower, "other_seconds": faster, "runs": len(slow), **more}
+def _median(times: list[Spent]) -> Spent:
+    return Spent(statistics.median(t.wall for t in times), statistics.median(t.cpu for t in times))
+
+
+def _row(name: str, slow: list[Spent], fast: list[Spent], **more: Any) -> dict[str, Any]:
+    slower, faster = _median(slow), _median(fast)
+    metrics = {
+        "ratio": slower.wall / faster.wall,
+        "cpu_ratio": slower.cpu / faster.cpu,
+        "seconds": slower.wall,
+        "other_seconds": faster.wall,
+        "runs": len(slow),
+        **more,
+    }
     return {"name": name, "metrics": metrics}

@@ -135,7 +135,7 @@ def train(
 
         raise typer.Exit(launch(workers, [sys.executable, "-m", "seq2seq_keras.cli", *sys.argv[1:]]))
 
-    given = config or sets or data != "sample" or limit or output_dir or overwrite or text_column or summary_column
+    given = config or data != "sample" or limit or output_dir or overwrite or text_column or summary_column
     if resume and given:
         raise UserError("the run keeps its own data and settings", "--resume", "Leave the other options out")
     folder = resume or output_dir or RUNS / preset
@@ -415,7 +415,7 @@ def bench(
 
         command = f"seq2seq-keras bench --repeats {repeats}"
         write_table(table_file, rows, command=command, data="random texts of 50 tokens", seeds=[seed])
-    columns = ("name", "ratio", "seconds", "other_seconds", "examples_per_second", "parameters")
+    columns = ("name", "ratio", "cpu_ratio", "seconds", "other_seconds", "examples_per_second", "parameters")
     out.result({"results": rows}, table([{"name": r["name"], **r["metrics"]} for r in rows], columns))
 
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from latentlab_shared.config import from_dict, load_config
 from latentlab_shared.errors import UserError
-from latentlab_shared.files import atomic_path, read_json, write_json
+from latentlab_shared.files import atomic_path, plain, read_json, write_json
 from latentlab_shared.provenance import environment, write_table
 from latentlab_shared.runs import RunFolder, model_card
 from seq2seq_keras.config import PRESETS, Settings
 from seq2seq_keras.data import Account, Columns, Example, read_parts
 from seq2seq_keras.data.encode import build_vocabulary, encode_pairs, with_labels
 from seq2seq_keras.data.readers import digest
+from seq2seq_keras.sample import sample_parts
 from seq2seq_keras.workers import join
 
 if TYPE_CHECKING:
@@ -52,9 +53,25 @@ class RunSettings:
     settings: Settings = Settings()
 
 
+def read_source(
+    source: str,
+    *,
+    split: str = "auto",
+    columns: Columns | None = None,
+    limit: int | None = None,
+    skip_bad: bool = False,
+    account: Account | None = None,
+    seed: int = 0,
+) -> dict[str, list[Example]]:
+    """The parts of the built-in ``sample``, which ``seed`` draws, or of anything that ``read_parts`` reads."""
+    if source == "sample":
+        return sample_parts(limit, seed)
+    return read_parts(source, split=split, columns=columns, limit=limit, skip_bad=skip_bad, account=account)
+
+
 def read_run_parts(asked: RunSettings, account: Account | None = None) -> dict[str, list[Example]]:
     """The labelled parts that a run was or will be trained on."""
-    parts = read_parts(
+    parts = read_source(
         asked.data,
         split=asked.split,
         columns=Columns(asked.text_column, asked.summary_column),
@@ -75,6 +92,19 @@ def is_finished(run: Path) -> bool:
 def settings_of(run: Path) -> RunSettings:
     """What a run folder was asked for."""
     return from_dict(RunSettings, RunFolder.read(run).config, run / "config.json")
+
+
+def _longer(asked: RunSettings, overrides: Iterable[str]) -> RunSettings:
+    """The settings of a run that goes on, for more epochs if so told.
+
+    Raises:
+        UserError: for any other change.
+    """
+    settings = load_config(Settings, None, overrides, asked.settings)
+    epochs = settings.train.epochs
+    if settings != replace(asked.settings, train=replace(asked.settings.train, epochs=epochs)):
+        raise UserError("a run that goes on keeps its settings", "--resume", "Change train.epochs alone")
+    return replace(asked, settings=settings)
 
 
 def preset_settings(
@@ -108,7 +138,7 @@ def train_run(
         asked: data to train on; with ``resume`` the run's own is taken.
         preset: "small" or "full".
         config_file: keys over the preset's.
-        overrides: ``key=value`` over the file.
+        overrides: ``key=value`` over the file; with ``resume`` only ``train.epochs=N``, to train on for longer.
         seed: of everything.
         resume: go on with the run in ``output``.
         overwrite: throw away an earlier run in ``output``.
@@ -123,7 +153,7 @@ def train_run(
         UserError: for data or settings that cannot be used; nothing is written then.
     """
     if resume:
-        asked = settings_of(output)
+        asked = _longer(settings_of(output), overrides)
     else:
         asked = replace(asked, settings=preset_settings(preset, config_file, overrides, seed))
     settings, account = asked.settings, Account()
@@ -143,6 +173,7 @@ def train_run(
         run = RunFolder.read(output) if resume else None
     elif resume:
         run = RunFolder.resume(output, track=track)
+        write_json(output / "config.json", plain(asked))  # it may be told to train for longer
     else:
         run = RunFolder.create(output, asked, seed=settings.train.seed, data=hashes, overwrite=overwrite, track=track)
     with run or nullcontext():
@@ -378,7 +409,9 @@ def prepare(
     if labels not in ("repaired", "seed_exact"):
         raise UserError(f"{labels!r} is not a kind of label", "--labels", "Use repaired or seed_exact")
     account = Account()
-    parts = read_parts(source, split=split, columns=columns, limit=limit, skip_bad=skip_bad, account=account, seed=seed)
+    parts = read_source(
+        source, split=split, columns=columns, limit=limit, skip_bad=skip_bad, account=account, seed=seed
+    )
     config = replace(Settings().data, labels="seed_exact" if labels == "seed_exact" else "repaired")
     hashes = {}
     for part, path in shards.items():

@@ -88,7 +88,10 @@ def load_encoder_parts(name: str) -> tuple[Any, Any]:
     if not isinstance(found, TransformerEncoder):
         raise UserError("this encoder has no transformer", "memory.encoder", "Use minilm, a hub id or a folder")
     folder = found.files.folder
-    encoder: Any = AutoModel.from_pretrained(folder, use_safetensors=True, attn_implementation="sdpa")
+    # Attention weights without dropout need not be held: the fused kernel computes them, a fifth faster in training.
+    encoder: Any = AutoModel.from_pretrained(
+        folder, use_safetensors=True, attn_implementation="sdpa", attention_probs_dropout_prob=0.0
+    )
     encoder.pooler = None  # its one vector per text is not used, and would never get a gradient
     # Words stay what they are: an aspect that no training sentence names still means something.
     encoder.get_input_embeddings().weight.requires_grad_(False)

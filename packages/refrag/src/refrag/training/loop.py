@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -33,6 +33,8 @@ class LoopSettings:
         clip: largest gradient norm.
         seed: of every random choice.
         checkpoint_every: updates between two checkpoints.
+        engine: what several processes do: "ddp" has every process hold the whole model, "fsdp2" a share of it.
+        beta2: AdamW's memory of squared gradients; short runs want less than the usual 0.999.
     """
 
     steps: int = 1000
@@ -43,6 +45,8 @@ class LoopSettings:
     clip: float = 1.0
     seed: int = 0
     checkpoint_every: int = 100
+    engine: Literal["ddp", "fsdp2"] = "ddp"
+    beta2: float = 0.999
 
     def __post_init__(self) -> None:
         counts = {"steps": self.steps, "batch_size": self.batch_size, "checkpoint_every": self.checkpoint_every}
@@ -52,6 +56,8 @@ class LoopSettings:
         for name in ("learning_rate", "clip"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise UserError(f"must be above 0, not {getattr(self, name)}", name)
+        if not 0 < self.beta2 < 1:
+            raise UserError(f"must be in (0, 1), not {self.beta2}", "beta2")
         if not 0 <= self.warmup <= 1:
             raise UserError(f"must be in [0, 1], not {self.warmup}", "warmup")
 
@@ -105,9 +111,16 @@ def run_steps(
         UserError: if nothing is trainable, or the checkpoint is of other settings or damaged.
         RunFailed: if a gradient is not finite.
     """
-    trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
-    if not trained:
+    if not any(p.requires_grad for p in objective.parameters()):
         raise UserError("nothing is trainable", "training_model", "Name parts to train: p, e, d")
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    rank, world = accelerator.process_index, accelerator.num_processes
+    if settings.batch_size % world:
+        raise UserError(f"{settings.batch_size} examples cannot be shared by {world} processes", "batch_size")
+    sharded = settings.engine == "fsdp2" and world > 1
+    if sharded:
+        _shard(objective.to(accelerator.device))
+    trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
     torch.manual_seed(settings.seed)
     optimiser = torch.optim.AdamW(
         [
@@ -115,13 +128,10 @@ def run_steps(
             {"params": [p for p in trained.values() if p.ndim <= 1], "weight_decay": 0.0},
         ],
         lr=settings.learning_rate,
+        betas=(0.9, settings.beta2),
     )
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    wrapped, stepped = accelerator.prepare(objective, optimiser)
+    wrapped, stepped = (objective, optimiser) if sharded else accelerator.prepare(objective, optimiser)
     step = _load(folder / CHECKPOINT, trained, optimiser, settings) if folder is not None and resume else 0
-    rank, world = accelerator.process_index, accelerator.num_processes
-    if settings.batch_size % world:
-        raise UserError(f"{settings.batch_size} examples cannot be shared by {world} processes", "batch_size")
     wrapped.train()
     while step < min(settings.steps, stop_after or settings.steps):
         for group in optimiser.param_groups:
@@ -129,17 +139,20 @@ def run_steps(
         losses: dict[str, Tensor] = wrapped(batches.batch(step, rank, world))
         stepped.zero_grad(set_to_none=True)
         accelerator.backward(losses["loss"])
-        norm = accelerator.clip_grad_norm_(trained.values(), settings.clip)
+        norm = nn.utils.clip_grad_norm_(trained.values(), settings.clip)
         if norm is not None and not torch.isfinite(norm):
             raise RunFailed(f"the gradient is not finite at step {step + 1}", "learning_rate", "Lower it")
         stepped.step()
         step += 1
         found = {name: float(value.detach()) for name, value in losses.items()}
+        ends = step in (settings.steps, stop_after)
+        held = None
+        if folder is not None and (ends or step % settings.checkpoint_every == 0):
+            held = _gathered(trained, optimiser)  # by all processes
         if accelerator.is_main_process:
             log(step, found)
-            ends = step in (settings.steps, stop_after)
-            if folder is not None and (ends or step % settings.checkpoint_every == 0):
-                _save(folder / CHECKPOINT, trained, optimiser, settings, step)
+            if folder is not None and held is not None:
+                _save(folder / CHECKPOINT, held, settings, step)
         advance(1)
     return objective.eval()
 
@@ -155,15 +168,64 @@ def steps_done(folder: Path) -> int:
         return 0
 
 
-def _save(
-    path: Path, trained: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, settings: LoopSettings, step: int
-) -> None:
-    """Write everything that decides the rest of the run: weights, the optimiser's state, the random generator."""
+def load_trained(folder: Path, objective: nn.Module) -> None:
+    """Read the weights of a run folder's checkpoint into another copy of what was trained.
+
+    Raises:
+        UserError: if the checkpoint is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(folder / CHECKPOINT)
+        with torch.no_grad():
+            for name, parameter in objective.named_parameters():
+                if f"weights/{name}" in found:
+                    parameter.copy_(found[f"weights/{name}"])
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise UserError("the checkpoint is damaged", folder / CHECKPOINT) from error
+
+
+def _shard(objective: nn.Module) -> None:
+    """Have every process keep a share of each layer, gathered when the layer is computed; the rest as one more."""
+    from torch.distributed.fsdp import fully_shard
+
+    for stack in [module for module in objective.modules() if isinstance(module, nn.ModuleList)]:
+        for layer in stack:
+            if any(True for _ in layer.parameters()):
+                fully_shard(layer)
+    fully_shard(objective)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor that is spread over processes, in one piece; every process has to ask."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, spread as a parameter is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
+        return tensor
+    return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+def _gathered(trained: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Everything that decides the rest of the run: weights, the optimiser's state, the random generator."""
+    tensors = {"rng": torch.get_rng_state(), **{f"weights/{name}": _whole(p.detach()) for name, p in trained.items()}}
+    for index, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser/{index}/{key}": _whole(value) for key, value in state.items()}
+    return tensors
+
+
+def _save(path: Path, tensors: dict[str, Tensor], settings: LoopSettings, step: int) -> None:
+    """Write what ``_gathered`` gave."""
     from safetensors.torch import save_file
 
-    tensors = {"rng": torch.get_rng_state(), **{f"weights/{name}": p.detach() for name, p in trained.items()}}
-    for index, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser/{index}/{key}": value for key, value in state.items()}
     own = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
         save_file(own, temporary, {"step": str(step), "settings": json.dumps(asdict(settings), sort_keys=True)})
@@ -187,12 +249,13 @@ def _load(
             raise UserError(f"the run began with another {', '.join(differing)}", path, "Resume without changing it")
         with torch.no_grad():
             for name, parameter in trained.items():
-                parameter.copy_(tensors[f"weights/{name}"])
+                parameter.copy_(_like(tensors[f"weights/{name}"], parameter))
+        ordered = [p for group in optimiser.param_groups for p in group["params"]]
         states: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("optimiser/"):
                 _, index, name = key.split("/")
-                states.setdefault(int(index), {})[name] = value
+                states.setdefault(int(index), {})[name] = _like(value, ordered[int(index)])
         optimiser.load_state_dict({**optimiser.state_dict(), "state": states})
         torch.set_rng_state(tensors["rng"])
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,26 +12,37 @@ from rsr_net.data.types import Batch
 
 SIGNS = 8
 _NEAREST = 6  # sentences
+_SHARPNESS = 8.0  # of the kernel exp(8 cos); 4 to 64 were compared on validation articles
 
 
 class QualityHead(nn.Module):
     """The probability that a prediction is nearer to the true summary than the typical one is.
 
+    It looks at the signs of ``quality_signs``, and at how near to their summaries the predictions of M known articles
+    came, those that resemble this prediction counting most.
+
     The weights are buffers, not parameters: they are fitted after training and scaled on articles that the training has
     not seen (``training.calibration``). Before that every probability is one half.
+
+    Args:
+        width: D, of the predictions.
     """
 
     mean: Tensor
     std: Tensor
     weight: Tensor
     bias: Tensor
+    known: Tensor
+    known_cosine: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(SIGNS))
-        self.register_buffer("std", torch.ones(SIGNS))
-        self.register_buffer("weight", torch.zeros(SIGNS))
+        self.register_buffer("mean", torch.zeros(SIGNS + 1))
+        self.register_buffer("std", torch.ones(SIGNS + 1))
+        self.register_buffer("weight", torch.zeros(SIGNS + 1))
         self.register_buffer("bias", torch.zeros(()))
+        self.register_buffer("known", torch.zeros(0, width))  # unit predictions, (M, D)
+        self.register_buffer("known_cosine", torch.zeros(0))  # with their summaries, (M,)
 
     def forward(self, batch: Batch, y: Tensor, center: Tensor, attention: Tensor) -> Tensor:
         """The probability of each article, (B,).
@@ -40,8 +53,32 @@ class QualityHead(nn.Module):
             center: mean of the training targets, (D,).
             attention: reading weights of each step, (K, B, S).
         """
-        signs = (quality_signs(batch, y, center, attention) - self.mean) / self.std
-        return torch.sigmoid(signs @ self.weight + self.bias)
+        signs = torch.cat([quality_signs(batch, y, center, attention), self.expected_cosine(y)[:, None]], -1)
+        return torch.sigmoid((signs - self.mean) / self.std @ self.weight + self.bias)
+
+    def expected_cosine(self, y: Tensor, own: Tensor | None = None) -> Tensor:
+        """The cosine to expect between predictions (B, D) and their summaries, (B,): a kernel regression.
+
+        Nadaraya and Watson (1964), with the kernel exp(8 cos). Zero while no article is known.
+
+        Args:
+            y: predictions.
+            own: their own places among the known, (B,), which do not count.
+        """
+        if not len(self.known):
+            return y.new_zeros(len(y))
+        near = _SHARPNESS * F.normalize(y, dim=-1) @ self.known.T  # (B, M)
+        if own is not None:
+            near = near.scatter(1, own[:, None], float("-inf"))
+        return near.softmax(-1) @ self.known_cosine
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any) -> None:
+        """Make room for as many known articles as the file holds."""
+        for name in ("known", "known_cosine"):
+            if (given := state_dict.get(prefix + name)) is not None:
+                old: Tensor = getattr(self, name)
+                setattr(self, name, old.new_zeros(len(given), *old.shape[1:]))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 def quality_signs(batch: Batch, y: Tensor, center: Tensor, attention: Tensor) -> Tensor:

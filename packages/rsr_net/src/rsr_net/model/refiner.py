@@ -84,7 +84,7 @@ class Refiner(nn.Module):
         self.gain_by_component = nn.Parameter(torch.zeros(FIXED + heads, width))
         self.to_latent = nn.Linear((FIXED + heads) * width, config.latent_dim, bias=False)  # U
         self.from_latent = nn.Linear(config.latent_dim, width, bias=False)  # V
-        self.quality = QualityHead()
+        self.quality = QualityHead(width)
         self.selector = SentenceSelector()
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)

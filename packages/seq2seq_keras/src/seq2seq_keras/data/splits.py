@@ -51,9 +51,8 @@ def read_parts(
     limit: int | None = None,
     skip_bad: bool = False,
     account: Account | None = None,
-    seed: int = 0,
 ) -> Parts:
-    """The parts of any source: ``sample``, a folder with ``train`` and ``val`` files, or what ``read_examples`` reads.
+    """The parts of a source: a folder with ``train`` and ``val`` files, or what ``read_examples`` reads.
 
     Args:
         source: where.
@@ -64,17 +63,12 @@ def read_parts(
         limit: training examples at most, and a tenth as many (at least 10) for validation and test.
         skip_bad: count malformed rows.
         account: filled with what was left out.
-        seed: of the sample.
 
     Raises:
         UserError: for what cannot be read or split.
     """
     if split not in ("auto", "files", "date", "hash"):
         raise UserError(f"{split!r} is not a split", "--split", "Use one of: auto, files, date, hash")
-    if source == "sample":
-        from seq2seq_keras.sample import sample_parts
-
-        return sample_parts(limit, seed)
     path, account = Path(source), account if account is not None else Account()
     files = _part_files(path) if split in ("auto", "files") and path.is_dir() else {}
     if split == "files" and "train" not in files:

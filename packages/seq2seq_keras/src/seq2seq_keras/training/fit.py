@@ -272,8 +272,7 @@ def _judge(
         best.update(_values(trainer.model))
     else:
         progress.waited += 1
-    epochs = config.coverage_epochs if progress.covering else config.epochs
-    if progress.waited < config.patience and progress.epoch - progress.phase_start < epochs:
+    if not _phase_is_over(progress, config):
         return
     if trainer.model.settings.coverage and not progress.covering and config.coverage_epochs:
         _assign(trainer.model, best)
@@ -283,6 +282,11 @@ def _judge(
         trainer.begin_coverage()
     else:
         progress.done = True
+
+
+def _phase_is_over(progress: Progress, config: TrainConfig) -> bool:
+    epochs = config.coverage_epochs if progress.covering else config.epochs
+    return progress.waited >= config.patience or progress.epoch - progress.phase_start >= epochs
 
 
 def _values(model: Seq2Seq) -> dict[str, NDArray[Any]]:
@@ -315,6 +319,7 @@ def _restore(trainer: Trainer, run: RunFolder) -> tuple[Progress, dict[str, NDAr
         return None
     held = read_json(folder / "progress.json")
     progress = from_dict(Progress, {**held, "best": float(held["best"])}, folder / "progress.json")
+    progress.done &= _phase_is_over(progress, trainer.config)  # it may have been given more epochs
     if progress.covering:
         trainer.begin_coverage()
     load_variables(training_variables(trainer.model, trainer.optimizer), folder / "training.safetensors")
