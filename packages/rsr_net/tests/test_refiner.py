@@ -1,5 +1,6 @@
 """The refiner and its confidence, against formulas written out article by article."""
 
+import copy
 import math
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from rsr_net import ArticleVectors, Batch, Refiner
 from rsr_net.config import ModelConfig
@@ -262,8 +264,10 @@ def test_dropout_is_for_training_alone(model):
 
 
 @pytest.mark.parametrize("length", [1, 2, 6])
-def test_quality_is_a_logistic_model_of_eight_signs(model, length):
-    one = article(length)
+def test_quality_is_a_logistic_model_of_nine_signs(model, length):
+    one, model = article(length), copy.deepcopy(model)
+    model.quality.known = torch.nn.functional.normalize(torch.randn(7, D), dim=-1)
+    model.quality.known_cosine = torch.rand(7)
     batch = Batch.collate([one, article(9, 5)])
     found = model(batch)
     y, weights = (v.detach().double().numpy() for v in (found.y[0], found.attention[-1, 0]))
@@ -276,8 +280,31 @@ def test_quality_is_a_logistic_model_of_eight_signs(model, length):
     signs = [np.linalg.norm(y), np.linalg.norm(y - model.center.numpy()), cosine(y, one.lead)]
     signs += [near[0], near[1], sum(near[:6]) / 6, cosine(y, read), cosine(one.doc.astype(float), one.lead)]
     head = {name: value.double().numpy() for name, value in model.quality.state_dict().items()}
+    kernel = [math.exp(8 * cosine(known, y)) for known in head["known"]]
+    signs += [np.average(head["known_cosine"], weights=kernel)]
     logit = (np.array(signs) - head["mean"]) / head["std"] @ head["weight"] + head["bias"]
     assert found.quality[0].item() == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-5)
+
+
+def test_a_known_article_does_not_count_for_itself(model):
+    head, y = copy.deepcopy(model.quality), torch.randn(5, D)
+    assert not head.expected_cosine(y).any()
+    head.known, head.known_cosine = torch.nn.functional.normalize(y, dim=-1), torch.rand(5)
+    found = head.expected_cosine(y, torch.arange(5))
+    for i in range(5):
+        others = [j for j in range(5) if j != i]
+        weights = torch.exp(8 * head.known[others] @ head.known[i])
+        assert found[i].item() == pytest.approx(float(weights @ head.known_cosine[others] / weights.sum()), abs=1e-5)
+
+
+def test_what_is_known_is_kept_in_the_file(model, tmp_path):
+    model = copy.deepcopy(model)
+    model.quality.known, model.quality.known_cosine = torch.rand(6, D), torch.rand(6)
+    export_safetensors(model, tmp_path / "model.safetensors")
+    again = Refiner(model.config)
+    again.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
 
 
 # -- files -------------------------------------------------------------------------------------------------------

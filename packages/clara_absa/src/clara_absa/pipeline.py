@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,8 @@ def train_run(
     else:
         base = replace(settings.clara, train=replace(settings.clara.train, seed=settings.seed))
         settings = replace(settings, clara=load_config(ClaraConfig, config_file, overrides, base))
+        if os.environ.get("RANK", "0") == "0":  # for a later process, the first may have made it already
+            RunFolder.ensure_free(output, overwrite=overwrite)  # before the work; made when all input has been read
     config = settings.clara
     train = examples_of(settings.data, "train", settings.task, limit=settings.limit, seed=settings.seed)
     few = None if settings.limit is None else max(10, settings.limit // 8)

@@ -75,6 +75,8 @@ def pretrain_run(
 
     if resume:
         settings = from_dict(PretrainSettings, RunFolder.read(output).config, output / "config.json")
+    else:
+        RunFolder.ensure_free(output, overwrite=overwrite)  # before the work; created when all input has been read
     device = choose_device(device)
     train = examples_of(settings.data, "train", settings.task, limit=settings.limit, seed=settings.seed)
     valid = examples_of(settings.data, "val", settings.task, limit=settings.limit, seed=settings.seed)

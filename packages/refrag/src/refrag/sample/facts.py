@@ -11,14 +11,9 @@ import random
 from refrag.data.questions import QuestionExample
 from refrag.model.documents import Doc
 
-_FIRST = (
-    "Ar", "Bel", "Cor", "Dun", "El", "Fen", "Gal", "Hal", "Is", "Jor", "Kel", "Lun",
-    "Mor", "Nor", "Os", "Pel", "Quar", "Ros", "Sel", "Tor", "Ul", "Vel", "Wes", "Yar",
-)  # fmt: skip
-_LAST = (
-    "bury", "dale", "fell", "ford", "gate", "holm", "keld", "lith", "mora",
-    "mouth", "neth", "oria", "port", "rick", "stow", "tarn", "thorpe", "wick",
-)  # fmt: skip
+_FIRST = ("Ar", "Bel", "Cor", "Dun", "El", "Fen", "Gal", "Hal", "Jor", "Kel")
+_LAST = ("bury", "dale", "ford", "gate", "holm", "mouth", "stow", "wick")
+PLACES = tuple(first + last for first in _FIRST for last in _LAST)
 KEYS = (
     "harbour code", "gate number", "choir size", "tower height", "road number", "bell weight", "mill count",
     "founding year",
@@ -34,7 +29,7 @@ _REMARKS = (
 
 
 def generate(count: int, seed: int, docs: int = 3, facts: int = 2) -> list[QuestionExample]:
-    """Questions with their documents.
+    """Questions, each with documents of its own.
 
     Args:
         count: of questions.
@@ -42,30 +37,46 @@ def generate(count: int, seed: int, docs: int = 3, facts: int = 2) -> list[Quest
         docs: documents per question, one of which holds the answer.
         facts: numbers that each document tells.
     """
+    return [group[0] for group in generate_groups(count, seed, 1, docs, facts)]
+
+
+def generate_groups(
+    count: int, seed: int, each: int, docs: int = 3, facts: int = 2
+) -> list[tuple[QuestionExample, ...]]:
+    """Sets of documents with several questions each; otherwise as ``generate``.
+
+    Args:
+        count: of sets.
+        seed: of every choice.
+        each: questions of a set, about different facts.
+        docs: documents of a set.
+        facts: numbers that each document tells.
+    """
     draw = random.Random(f"facts {seed}")
-    return [_question(draw, docs, facts) for _ in range(count)]
+    return [_group(draw, each, docs, facts) for _ in range(count)]
 
 
-def _question(draw: random.Random, docs: int, facts: int) -> QuestionExample:
-    places = draw.sample([first + last for first in _FIRST for last in _LAST], docs)
+def _group(draw: random.Random, each: int, docs: int, facts: int) -> tuple[QuestionExample, ...]:
+    places = draw.sample(PLACES, docs)
     ids = draw.sample([str(n) for n in range(1, 10)], docs)
-    gold = draw.randrange(docs)
-    asked = draw.choice(KEYS)
-    made = []
-    statement = ""
-    for n, (place, name) in enumerate(zip(places, ids, strict=True)):
-        keys = draw.sample(KEYS, facts)
-        if n == gold and asked not in keys:
-            keys[draw.randrange(facts)] = asked
-        values = {key: str(draw.randrange(10, 10_000)) for key in keys}
-        sentences = [f"The {key} of {place} is {value}." for key, value in values.items()]
-        if n == gold:
-            statement = f"The {asked} of {place} is {values[asked]}."
-            value = values[asked]
+    made: list[Doc] = []
+    told: list[tuple[int, str, str]] = []  # document, key, value
+    for n, place in enumerate(places):
+        values = {key: str(draw.randrange(1000, 10_000)) for key in draw.sample(KEYS, facts)}
+        sentences = [_statement(key, place, value) for key, value in values.items()]
         sentences.insert(draw.randrange(facts + 1), draw.choice(_REMARKS))
-        made.append(Doc(name, " ".join(sentences)))
-    text = made[gold].text
-    start = text.index(statement)
-    answer = f"{statement[:-1]} [{ids[gold]}]."
-    question = f"What is the {asked} of {places[gold]}?"
-    return QuestionExample(question, tuple(made), answer, value, ids[gold], start, start + len(statement))
+        made.append(Doc(ids[n], " ".join(sentences)))
+        told += [(n, key, value) for key, value in values.items()]
+    return tuple(_question(made, places, *fact) for fact in draw.sample(told, each))
+
+
+def _question(docs: list[Doc], places: list[str], n: int, key: str, value: str) -> QuestionExample:
+    doc, statement = docs[n], _statement(key, places[n], value)
+    start = doc.text.index(statement)
+    answer = f"{statement[:-1]} [{doc.id}]."
+    question = f"What is the {key} of {places[n]}?"
+    return QuestionExample(question, tuple(docs), answer, value, doc.id, start, start + len(statement))
+
+
+def _statement(key: str, place: str, value: str) -> str:
+    return f"The {key} of {place} is {value}."

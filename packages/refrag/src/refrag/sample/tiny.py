@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from refrag.model.config_refrag import RefragConfig
@@ -33,11 +33,12 @@ def encoder_tokenizer(texts: Sequence[str], size: int = 400) -> Any:
     return wrap(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]")
 
 
-def decoder_tokenizer(texts: Sequence[str], size: int = 512) -> Any:
-    """Byte-level BPE, single digits."""
+def decoder_tokenizer(texts: Sequence[str], size: int = 768) -> Any:
+    """Byte-level BPE; digits in pairs, so that a number is few tokens and few of them are the same."""
     inner = Tokenizer(models.BPE())
+    pairs: Any = pre_tokenizers.Split
     inner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [pairs(Regex(r"\d{1,2}"), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     inner.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()

@@ -139,8 +139,8 @@ def run_steps(
         losses: dict[str, Tensor] = wrapped(batches.batch(step, rank, world))
         stepped.zero_grad(set_to_none=True)
         accelerator.backward(losses["loss"])
-        norm = nn.utils.clip_grad_norm_(trained.values(), settings.clip)
-        if norm is not None and not torch.isfinite(norm):
+        norm = _whole(nn.utils.clip_grad_norm_(trained.values(), settings.clip))
+        if not torch.isfinite(norm):
             raise RunFailed(f"the gradient is not finite at step {step + 1}", "learning_rate", "Lower it")
         stepped.step()
         step += 1
