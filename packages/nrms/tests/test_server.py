@@ -64,6 +64,23 @@ def test_a_ranking_with_reasons_and_the_model_that_made_it(client: TestClient, m
     assert other.status_code == 409 and model.model_id in other.json()["error"]
 
 
+def test_a_process_whose_model_is_away_waits_for_it(tmp_path: Path) -> None:
+    """A worker that is replaced after the folder was moved must not die again and again."""
+    folder, away = tmp_path / "m", tmp_path / "away"
+    made = make_model(folder, seed=1)
+    store = Store(f"sqlite:///{tmp_path / 'x.db'}")
+    store.articles.add(make_news(3))
+    embed_pending(store, made, str(folder))
+    store.models.activate(made.model_id)
+    folder.rename(away)
+    with TestClient(create_app(Settings(store.database.url, poll=0.05, token=""))) as client:
+        assert client.get("/readyz").status_code == 503 and client.post("/recommend", json={}).status_code == 503
+        away.rename(folder)
+        wait_for(lambda: client.get("/readyz").status_code == 200)
+        assert len(client.post("/recommend", json={"history": ["N1"]}).json()["items"]) == 2
+    store.close()
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [

@@ -65,7 +65,7 @@ def test_the_target_is_the_answer_and_an_end(tiny):
 
 
 def test_batches_expand_the_evidence_and_some_others(tiny):
-    batches = QuestionBatches(EXAMPLES, tiny[1], 32, 0)
+    batches = QuestionBatches([[e] for e in EXAMPLES], tiny[1], 32, 0)
     passages = batches.batch(0, 0, 1)
     assert passages == batches.batch(0, 0, 1) != batches.batch(1, 0, 1)
     assert list(itertools.chain(*zip(*(batches.batch(0, r, 2) for r in (0, 1)), strict=True))) == passages

@@ -194,11 +194,13 @@ class Follower:
         return tuple(self._store.events.popular(now_ms() - _POPULAR_DAYS * 86_400_000))
 
     def start(self) -> None:
-        """Look now, if the database is there, and then every ``poll`` seconds."""
+        """Look now, if the database and the model's folder are there, and then every ``poll`` seconds."""
         try:
             self.refresh()
         except Unavailable as error:
             _log.warning("database away", extra={"reason": str(error)})
+        except UserError as error:
+            _log.error("model away", extra={"reason": str(error)})
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._thread.start()
 
@@ -208,8 +210,9 @@ class Follower:
                 self.refresh()
             except Unavailable as error:
                 _log.warning("database away", extra={"reason": str(error)})
+            except UserError as error:  # of a model's folder; what is in place goes on answering
+                _log.error("model away", extra={"reason": str(error)})
             except Exception:
-                # A model folder that is not there yet, say: what is in place goes on answering.
                 _log.exception("cannot follow the store")
 
     def stop(self) -> None:

@@ -19,9 +19,11 @@ def random_scores(chunks: int, seed: int) -> list[float]:
 
 
 @torch.no_grad()
-def cosine_scores(generator: RefragGenerator, question: str, docs: Sequence[Doc]) -> list[float]:
+def cosine_scores(
+    generator: RefragGenerator, question: str, docs: Sequence[Doc], compression: int | None = None
+) -> list[float]:
     """Cosine of each chunk's vector to the question's; needs a conditioning that reads the question."""
-    vectors, _, query = generator.gate_inputs(question, docs)
+    vectors, _, query = generator.gate_inputs(question, docs, compression)
     if query is None:
         raise ValueError("this model does not read the question")
     found: list[float] = F.cosine_similarity(vectors, query[None], dim=-1).tolist()

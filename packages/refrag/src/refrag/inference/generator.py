@@ -246,6 +246,7 @@ class RefragGenerator:
         asked: Sequence[tuple[Question, Sequence[Doc]]],
         *,
         budget: Budget | None = _SOME,
+        scores: Sequence[Sequence[float]] | None = None,
         compression: int | None = None,
         generation: GenerationConfig = _GREEDY,
     ) -> list[Answer]:
@@ -254,7 +255,11 @@ class RefragGenerator:
             plans = [self._plan(question, docs, compression) for question, docs in asked]
             every = self.vectors([row for plan in plans for row in plan.rows])
             found = torch.split(every, [len(plan.rows) for plan in plans])
-            windows = [self._window(plan, vectors, budget) for plan, vectors in zip(plans, found, strict=True)]
+            given = scores if scores is not None else [None] * len(plans)
+            windows = [
+                self._window(plan, vectors, budget, rated)
+                for plan, vectors, rated in zip(plans, found, given, strict=True)
+            ]
         rules = LogitsProcessorList([CitationRules([self._rule(plan.docs) for plan in plans])])
         written = self.model.generate([w.embeddings for w in windows], generation, logits_processor=rules)
         return [self._answer(ids, plan, window) for ids, plan, window in zip(written, plans, windows, strict=True)]

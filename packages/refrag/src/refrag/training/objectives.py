@@ -56,21 +56,23 @@ class ContinuationObjective(nn.Module):
 
     def per_passage(self, batch: Sequence[Passage]) -> Tensor:
         """Mean negative log-likelihood of each passage's target, (B,); one encoder and one decoder call."""
+        return self.after(self.prompts(batch), [passage.target for passage in batch])
+
+    def after(self, prompts: Sequence[Tensor], targets: Sequence[Sequence[int]]) -> Tensor:
+        """Mean negative log-likelihood of each target after its prompt (L_i, D), (B,); one decoder call."""
         model = self.model
-        prompts = self.prompts(batch)
         sequences = [
-            torch.cat([prompt, model.embed(passage.target[:-1])])
-            for prompt, passage in zip(prompts, batch, strict=True)
+            torch.cat([prompt, model.embed(target[:-1])]) for prompt, target in zip(prompts, targets, strict=True)
         ]
         inputs = nn.utils.rnn.pad_sequence(sequences, batch_first=True)  # (B, L, D)
         lengths = torch.tensor([len(s) for s in sequences], device=inputs.device)
         mask = (torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]).long()
         logits = model.decoder(inputs_embeds=inputs, attention_mask=mask).logits  # (B, L, V)
         found = []
-        for row, (prompt, passage) in enumerate(zip(prompts, batch, strict=True)):
-            target = torch.tensor(passage.target, device=inputs.device)
+        for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
+            wanted = torch.tensor(target, device=inputs.device)
             start = len(prompt) - 1  # the last slot of the prompt expects the first token of the target
-            found.append(F.cross_entropy(logits[row, start : start + len(target)].float(), target))
+            found.append(F.cross_entropy(logits[row, start : start + len(wanted)].float(), wanted))
         return torch.stack(found)
 
     def prompts(self, batch: Sequence[Passage]) -> list[Tensor]:

@@ -67,11 +67,29 @@ def prepare(example: QuestionExample, tokenizer: RefragTokenizer, compression: i
     return Prepared((tuple(before), tuple(after)), heads, chunks, evidence, target)
 
 
+def prepare_group(group: Sequence[QuestionExample], tokenizer: RefragTokenizer) -> Prepared:
+    """Questions about the same documents, one after another: what is read once is asked several times.
+
+    A decoder with a chat template gets the first question only: its turns are not for us to write.
+    """
+    every = [prepare(example, tokenizer) for example in group]
+    first = every[0]
+    if len(every) == 1 or tokenizer.decoder_tokenizer.chat_template:
+        return first
+    if any(example.docs != group[0].docs for example in group):
+        raise ValueError("the questions of a group share their documents")
+    target = list(first.target)
+    for example, prepared in zip(group[1:], every[1:], strict=True):
+        target += [*tokenizer.decoder_ids(f"\nQuestion: {example.question}\nAnswer:"), *prepared.target]
+    evidence = tuple(any(held) for held in zip(*(prepared.evidence for prepared in every), strict=True))
+    return Prepared(first.around, first.heads, first.chunks, evidence, tuple(target))
+
+
 class QuestionBatches:
     """Questions whose evidence is expanded, and some other chunks with it, so that neither tells which is right.
 
     Args:
-        examples: to draw from.
+        groups: to draw from; each is asked about the same documents.
         tokenizer: both sides of it.
         batch_size: questions per step, over all processes.
         seed: of the draws.
@@ -80,13 +98,13 @@ class QuestionBatches:
 
     def __init__(
         self,
-        examples: Sequence[QuestionExample],
+        groups: Sequence[Sequence[QuestionExample]],
         tokenizer: RefragTokenizer,
         batch_size: int,
         seed: int,
         others: float = 0.25,
     ) -> None:
-        self.prepared = [prepare(example, tokenizer) for example in examples]
+        self.prepared = [prepare_group(group, tokenizer) for group in groups]
         self.tail = tokenizer.decoder_ids("\n")
         self.batch_size, self.seed, self.others = batch_size, seed, others
 
