@@ -26,7 +26,8 @@ def client():
 
 def test_health_and_page(client):
     assert client.get("/healthz").json() == {"status": "ok"}
-    assert client.get("/readyz").json()["tokens"] == 4
+    ready = client.get("/readyz").json()
+    assert ready["tokens"] == 4 and ready["lists_aspects"] is True
     page = client.get("/")
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert "%%" not in page.text and "The pasta was delicious" in page.text

@@ -127,6 +127,8 @@ def evaluate_run(
     folder = output or model
     log(f"{len(examples)} sentences of the {split} part of {source}")
     answerer = AspectSentiment.from_pretrained(model, device=device)
+    if generate and answerer.config.memory.reader != "none":
+        answerer.ensure_lists()
     questions = questions_of(examples)
     groups = groups_of(examples, train)
     hard = groups["pos and neg"]

@@ -362,9 +362,7 @@ class AspectSentiment:
         self, memories: Sequence[Memory], texts: Sequence[str], *, abstain: float = 0.0
     ) -> list[list[AspectSentimentResult]]:
         """See `extract`; for many texts at once."""
-        if self.config.loss.ext_share == 0 or max(self.config.loss.beta) == 0:
-            fix = "Name the aspects, or train with --set loss.ext_share=0.5"
-            raise UserError("this model was not trained to find aspects", "loss.ext_share", fix)
+        self.ensure_lists()
         for memory in memories:
             self._check(memory)
         vectors = [memory.vectors for memory in memories]
@@ -375,6 +373,18 @@ class AspectSentiment:
             aspects = [_located(term, text) for term in terms]
             found.append(self.predict(text, aspects, memory=memory, abstain=abstain) if aspects else [])
         return found
+
+    @property
+    def lists_aspects(self) -> bool:
+        """Whether the model was trained to list aspects; what another one wrote would be no list."""
+        loss = self.config.loss
+        return loss.ext_share > 0 and max(loss.beta) > 0 and self.config.memory.reader != "none"
+
+    def ensure_lists(self) -> None:
+        """Refuse a model that does not list aspects."""
+        if not self.lists_aspects:
+            fix = "Name the aspects, or train with --set loss.ext_share=0.5"
+            raise UserError("this model was not trained to find aspects", "loss.ext_share", fix)
 
     def restore(self, memories: Sequence[Memory]) -> list[str]:
         """The texts as the model remembers them."""

@@ -70,7 +70,13 @@ def create_app(answerer: AspectSentiment) -> FastAPI:
 
     @app.get("/readyz")
     def readyz() -> dict[str, Any]:
-        return {"status": "ready", "tokens": memory.tokens, "reader": memory.reader, "model": answerer.identity[:16]}
+        return {
+            "status": "ready",
+            "tokens": memory.tokens,
+            "reader": memory.reader,
+            "lists_aspects": answerer.lists_aspects,
+            "model": answerer.identity[:16],
+        }
 
     @app.post("/predict")
     def predict(request: PredictRequest) -> dict[str, Any]:
