@@ -123,8 +123,11 @@ def test_evaluate_writes_results_page_and_table(home):
     assert found["texts"] == 8 and found["rows"][0]["name"] == "model"
     run_folder = home / "runs/seq2seq_keras/small"
     assert (run_folder / "report.html").is_file() and (run_folder / "plots/scores.png").is_file()
-    s2s("evaluate", "--limit", "8", "--table", "t.json", "--name", "beam", "--beam", "2", "-q", cwd=home)
-    names = [row["name"] for row in json.loads((home / "t.json").read_text())["rows"]]
+    short = ["--beam", "2", "--set", "decode.max_length=3"]
+    s2s("evaluate", "--limit", "8", "--table", "t.json", "--name", "beam", *short, "-q", cwd=home)
+    rows = json.loads((home / "t.json").read_text())["rows"]
+    names = [row["name"] for row in rows]
+    assert rows[names.index("beam")]["metrics"]["length"] <= 3
     assert names.count("tiny") == names.count("beam") == names.count("lead-8") == 1
     seed = json.loads(s2s("evaluate", "--limit", "8", "--protocol", "seed", "-o", "seed", "--json", cwd=home).stdout)
     assert seed["protocol"] == "seed" and (home / "seed/results.json").is_file()
@@ -185,6 +188,8 @@ def test_export_compares(home):
         (["train", "--resume", "absent"], "no such run folder"),
         (["evaluate", "--part", "train"], "not a held-out part"),
         (["evaluate", "--protocol", "mine"], "not a protocol"),
+        (["evaluate", "--set", "train.epochs=9"], "Change decode.* alone"),
+        (["evaluate", "--set", "decode.beam=0"], "beam is 0"),
         (["evaluate", "--model", "absent"], "no such run folder"),
         (["export", "--format", "h5"], "not a format"),
         (["bench", "--part", "sing"], "not a part"),

@@ -167,6 +167,7 @@ def evaluate(
     part: Annotated[str, typer.Option("--part", help="test or valid.")] = "test",
     protocol: Annotated[str, typer.Option("--protocol", help="repaired, or the seed's references.")] = "repaired",
     beam: Beam = None,
+    sets: Sets = None,
     output_dir: OutputDir = None,
     table_file: Annotated[
         Path | None, typer.Option("--table", help="Results table to write or to add this model to.")
@@ -185,6 +186,7 @@ def evaluate(
             part=part,
             protocol=protocol,
             beam=beam,
+            overrides=sets or (),
             limit=limit,
             output=output_dir,
             table=table_file,

@@ -223,6 +223,7 @@ def evaluate_run(
     part: str = "test",
     protocol: str = "repaired",
     beam: int | None = None,
+    overrides: Iterable[str] = (),
     limit: int | None = None,
     output: Path | None = None,
     table: Path | None = None,
@@ -237,6 +238,7 @@ def evaluate_run(
         part: "test" or "valid".
         protocol: "repaired", or "seed": the references that the seed scored against.
         beam: width, instead of the run's own.
+        overrides: ``decode.key=value``, over the run's own.
         limit: texts at most.
         output: where to write; the run folder by default.
         table: a results table to write besides; rows of the same name in it are replaced, other rows kept.
@@ -244,10 +246,15 @@ def evaluate_run(
         log: told what happens.
 
     Raises:
-        UserError: for a part that is not there or a protocol that is not known.
+        UserError: for a part that is not there, a protocol that is not known, or a change of more than decoding.
     """
     _check_part(part, protocol)
     asked = settings_of(model)
+    told = list(overrides)
+    settings = load_config(Settings, None, told, asked.settings)
+    if settings != replace(asked.settings, decode=settings.decode):
+        raise UserError("a trained model keeps its settings", "evaluate --set", "Change decode.* alone")
+    decode = replace(settings.decode, beam=beam or settings.decode.beam, n_best=1)
     asked = replace(asked, data=data or asked.data)
     parts = read_run_parts(asked)
     examples = parts[part][:limit]
@@ -259,8 +266,6 @@ def evaluate_run(
     from seq2seq_keras.inference.summarizer import Summarizer
 
     summarizer = Summarizer.load(model)
-    decode = summarizer.settings.decode
-    decode = replace(decode, beam=beam, n_best=1) if beam else decode
     examples, references = _references(parts["train"], examples, protocol, summarizer.settings)
     seed_exact = protocol == "seed"
     found = evaluate(summarizer, examples, references, config=decode, seed_exact=seed_exact, log=log)
@@ -283,7 +288,7 @@ def evaluate_run(
     trained = {key: held[key] for key in ("training",) if key in held}  # what `train` wrote there stays
     write_json(file, {**trained, **results, "environment": environment(asked.settings.train.seed, hashes)})
     if table is not None:
-        _add_to_table(table, results, name, asked)
+        _add_to_table(table, results, name, asked, told)
     return {**results, "report": str(report)}
 
 
@@ -354,7 +359,7 @@ def shown(data: str) -> str:
     return data if data == "sample" else Path(data).name
 
 
-def _add_to_table(path: Path, results: dict[str, Any], name: str, asked: RunSettings) -> None:
+def _add_to_table(path: Path, results: dict[str, Any], name: str, asked: RunSettings, told: list[str]) -> None:
     """Write or extend a results table: baselines once, and a row for each model that was evaluated."""
     ours, *rows = results["rows"]
     more = {k: v for k, v in results["behaviour"][0].items() if k != "name"}
@@ -362,7 +367,7 @@ def _add_to_table(path: Path, results: dict[str, Any], name: str, asked: RunSett
     if path.is_file():
         old = [row for row in read_json(path)["rows"] if row["name"] not in {r["name"] for r in rows}]
         rows = [*old, *rows]
-    command = f"seq2seq-keras evaluate --beam {results['beam']}"
+    command = f"seq2seq-keras evaluate --beam {results['beam']}" + "".join(f" --set {item}" for item in told)
     _write_table(path, results, rows, asked, command)
 
 
