@@ -9,9 +9,11 @@ import typer
 
 from latentlab_shared.cli import (
     ConfigFile,
+    Host,
     Limit,
     Output,
     OutputDir,
+    Port,
     Resume,
     Seed,
     Sets,
@@ -24,6 +26,10 @@ from latentlab_shared.errors import CONTROLS, UserError
 
 app = new_app("refrag", "latentlab-refrag", "Answers from retrieved documents that a decoder reads as chunk vectors.")
 
+SAMPLE_RUN = Path("runs/refrag/questions")  # what `refrag train` writes when it is told nothing
+Model = Annotated[Path, typer.Option("--model", "-m", help="A saved model, or a run folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw an earlier run in the folder away.")]
+CacheDir = Annotated[Path | None, typer.Option("--cache-dir", help="Keeps chunk vectors.")]
 Encoder = Annotated[str, typer.Option("--encoder", help="Its tokenizer: a folder or a hub name.")]
 Decoder = Annotated[str, typer.Option("--decoder", help="Its tokenizer: a folder or a hub name.")]
 
@@ -81,28 +87,64 @@ def align(
 
 
 @verb(app)
+def prepare(
+    out: Output,
+    source: Annotated[Path, typer.Option("--source", help="Folder of raw data.", envvar="LATENTLAB_DATA")],
+    output_dir: OutputDir = None,
+    distractors: Annotated[int, typer.Option("--distractors", min=0, help="Documents beside the right one.")] = 4,
+    seed: Seed = 0,
+    limit: Limit = None,
+) -> None:
+    """Make a corpus and questions with documents of Natural Questions, Wikipedia passages and WikiText."""
+    from refrag.data.prepare import prepare_data
+
+    folder = output_dir or Path("data/refrag")
+    counts = prepare_data(source, folder, distractors=distractors, seed=seed, limit=limit, log=out.log)
+    told = ", ".join(f"{count:,} in {name}" for name, count in counts.items())
+    out.result({"folder": str(folder), "counts": counts}, f"{folder}: {told}")
+
+
+@verb(app)
 def train(
     out: Output,
     stage: Annotated[
         str, typer.Option("--stage", help="questions, alignment, reconstruction or pretraining.")
     ] = "questions",
-    data: Annotated[str, typer.Option("--data", help="sample, or a .txt or .jsonl file of texts.")] = "sample",
-    model: Annotated[str, typer.Option("--model", "-m", help="tiny, or a saved model to go on from.")] = "tiny",
+    data: Annotated[
+        str, typer.Option("--data", help="sample, a .txt or .jsonl file of texts, or one of questions.")
+    ] = "sample",
+    model: Annotated[str, typer.Option("--model", "-m", help="A saved model to go on from.")] = "",
+    encoder: Annotated[
+        str, typer.Option("--encoder", help="Of a new model: tiny, minilm, a folder or a hub name.")
+    ] = "tiny",
+    decoder: Annotated[str, typer.Option("--decoder", help="Of a new model: tiny, a folder or a hub name.")] = "tiny",
     config: ConfigFile = None,
     sets: Sets = None,
     output_dir: OutputDir = None,
     resume: Resume = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw an earlier run in the folder away.")] = False,
+    overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
-    """Train one stage of a model into a run folder."""
+    """Train one stage of a model into a run folder; with no options on the built-in questions, in two minutes."""
     if stage not in ("questions", "alignment", "reconstruction", "pretraining"):
         raise UserError(f"{stage!r} is no stage", "--stage", "Use questions, alignment, reconstruction or pretraining")
-    from refrag.pipeline import RUNS, RunSettings, train_run
+    from dataclasses import replace
+
+    from refrag.pipeline import QUICK, RUNS, RunSettings, train_run
     from refrag.training.loop import LoopSettings
 
-    base = RunSettings(stage=stage, data=data, model=model, loop=LoopSettings(seed=seed))  # type: ignore[arg-type]
+    quick = stage == "questions" and data == "sample" and not model and encoder == decoder == "tiny"
+    base = RunSettings(
+        stage=stage,  # type: ignore[arg-type]  # checked above
+        data=data,
+        model=model,
+        encoder=encoder,
+        decoder=decoder,
+        loop=replace(QUICK if quick else LoopSettings(), seed=seed),
+    )
     folder = resume or output_dir or RUNS / stage
+    # The quickstart is run again and again: its own folder, and nothing else, is replaced without asking.
+    replaced = quick and folder == SAMPLE_RUN and not resume
     with out.progress(stage) as advance:
         results = train_run(
             folder,
@@ -110,7 +152,7 @@ def train(
             config_file=config,
             overrides=sets or (),
             resume=resume is not None,
-            overwrite=overwrite,
+            overwrite=overwrite or replaced,
             log=out.log,
             advance=advance,
         )
@@ -119,29 +161,165 @@ def train(
     out.result(results, f"{results['model']}{told}")
 
 
+@verb(app, "pretrain-decoder")
+def pretrain_decoder(
+    out: Output,
+    data: Annotated[str, typer.Option("--data", help="A .txt or .jsonl file of texts.")] = "",
+    config: ConfigFile = None,
+    sets: Sets = None,
+    output_dir: OutputDir = None,
+    resume: Resume = None,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+) -> None:
+    """Train a small decoder with a tokenizer of its own, for use where no hub is at hand; resumable."""
+    from dataclasses import replace
+
+    from refrag.training.decoder import DecoderSettings, pretrain_decoder
+
+    base = DecoderSettings(data=data)
+    with out.progress("decoder") as advance:
+        results = pretrain_decoder(
+            resume or output_dir or Path("runs/refrag/decoder"),
+            replace(base, loop=replace(base.loop, seed=seed)),
+            config_file=config,
+            overrides=sets or (),
+            resume=resume is not None,
+            overwrite=overwrite,
+            log=out.log,
+            advance=advance,
+        )
+    nats = results["nats"]
+    told = f", {nats:.3f} nats per unseen token" if nats is not None else ""
+    out.result(results, f"{results['decoder']}: {results['parameters']:,} parameters{told}")
+
+
 @verb(app)
 def evaluate(
     out: Output,
-    model: Annotated[Path, typer.Option("--model", "-m", help="A saved model, or a run folder.")],
-    data: Annotated[str, typer.Option("--data", help="sample, or a .txt or .jsonl file of held-out texts.")] = "sample",
+    model: Model = SAMPLE_RUN,
+    task: Annotated[
+        str, typer.Option("--task", help="questions (answers, citations) or perplexity (of what follows).")
+    ] = "questions",
+    data: Annotated[
+        str, typer.Option("--data", help="sample, a file of questions, or a .txt or .jsonl file of texts.")
+    ] = "sample",
     compression: Annotated[list[int] | None, typer.Option("--compression", min=1, help="k; may be repeated.")] = None,
-    context: Annotated[int, typer.Option("--context", min=1, help="Tokens of a context, about.")] = 64,
-    target: Annotated[int, typer.Option("--target", min=1, help="Tokens behind it, about.")] = 32,
+    expand: Annotated[
+        list[float] | None, typer.Option("--expand", help="questions: share of chunks as tokens; may be repeated.")
+    ] = None,
+    context: Annotated[int, typer.Option("--context", min=1, help="perplexity: tokens of a context, about.")] = 64,
+    target: Annotated[int, typer.Option("--target", min=1, help="perplexity: tokens behind it, about.")] = 32,
     limit: Limit = None,
     output_dir: OutputDir = None,
 ) -> None:
-    """Perplexity after a context, by how it is given: not, its end, its vectors, all; share of the gap closed."""
-    from refrag.pipeline import evaluate_run
+    """Measure on held-out data: answers and citations, or perplexity, by how documents are given."""
+    if task not in ("questions", "perplexity"):
+        raise UserError(f"{task!r} is no task", "--task", "Use questions or perplexity")
+    from refrag.pipeline import evaluate_questions, evaluate_run
 
-    rates = compression or [4, 8, 16, 32]
-    rows = evaluate_run(model, data, rates=rates, context=context, target=target, limit=limit)
+    shares = tuple(expand or (0.25,))
+    if task == "questions":
+        rows = evaluate_questions(model, data, fractions=shares, rates=compression or (), limit=limit, log=out.debug)
+    else:
+        rates = compression or [4, 8, 16, 32]
+        rows = evaluate_run(model, data, rates=rates, context=context, target=target, limit=limit)
     if output_dir is not None:
         from latentlab_shared.provenance import write_table
 
         shown = [{"name": row["name"], "metrics": {k: v for k, v in row.items() if k != "name"}} for row in rows]
-        command = f"refrag evaluate --model {model.name} --data {Path(data).name} --context {context} --target {target}"
-        write_table(output_dir / "perplexity.json", shown, command=command, data=Path(data).name)
-    out.result({"results": rows}, table(rows, title="nats per token"))
+        command = f"refrag evaluate --task {task} --model {model.name} --data {Path(data).name}"
+        command += "".join(f" --compression {k}" for k in compression or ())
+        if task == "perplexity":
+            command += f" --context {context} --target {target}"
+        else:
+            command += "".join(f" --expand {share:g}" for share in shares)
+        command += f" --limit {limit}" if limit else ""
+        write_table(output_dir / f"{task}.json", shown, command=command, data=Path(data).name)
+    columns = [name for name in rows[0] if name not in ("supported", "invalid")] if task == "questions" else None
+    out.result({"results": rows}, table(rows, columns))
+
+
+@verb(app)
+def demo(
+    out: Output,
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Of the built-in facts; trained first if it is not there.")
+    ] = None,
+    questions: Annotated[int, typer.Option("--questions", min=1, help="How many to ask.")] = 4,
+    expand: Annotated[float, typer.Option("--expand", help="Share of the chunks shown as tokens.")] = 0.25,
+    seed: Seed = 1,
+) -> None:
+    """Ask the built-in model questions it has not seen, and show answers, citations and what was read how."""
+    from refrag.inference.generator import RefragGenerator
+    from refrag.model.gate import Budget
+    from refrag.pipeline import QUICK, RunSettings, model_folder, train_run
+    from refrag.sample.facts import generate
+
+    home = model or SAMPLE_RUN
+    if model is None and not (home / "results.json").exists():
+        out.log("no model yet: training one on the built-in facts, in about two minutes")
+        with out.progress("training", QUICK.steps) as advance:
+            train_run(home, RunSettings(loop=QUICK), overwrite=True, log=out.log, advance=advance)
+    generator = RefragGenerator.from_pretrained(model_folder(home))
+    rows: list[dict[str, Any]] = []
+    for example in generate(questions, seed):
+        answer = generator.answer(example.question, example.docs, budget=Budget(fraction=expand))
+        texts = {doc.id: doc.text for doc in example.docs}
+        rows.append(
+            {
+                "question": example.question,
+                "answer": answer.text,
+                "right": example.value in answer.text,
+                "cited": [{"doc": c.doc, "text": texts[c.doc][c.start : c.end]} for c in answer.citations],
+                "gold": example.gold,
+                "positions": answer.window_length,
+                "full": answer.full_length,
+            }
+        )
+    right = sum(row["right"] for row in rows)
+    shown: list[Any] = []
+    for row in rows:
+        shown += [f"Q: {row['question']}", f"A: {row['answer'].translate(CONTROLS)}"]
+        shown += [f"   [{c['doc']}] … {c['text']} …" for c in row["cited"]]
+        shown += [f"   read {row['positions']} positions in place of {row['full']}", ""]
+    shown.append(f"{right} of {len(rows)} answers have the right number")
+    out.result({"answers": rows, "right": right}, "\n".join(shown))
+
+
+@verb(app)
+def serve(
+    out: Output,
+    model: Model = SAMPLE_RUN,
+    host: Host = "127.0.0.1",
+    port: Port = 7860,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Serve the API and its page until Ctrl-C."""
+    from refrag.inference.generator import RefragGenerator
+    from refrag.pipeline import model_folder
+    from refrag.serving.app import serve
+
+    out.log(f"loading {model}")
+    serve(RefragGenerator.from_pretrained(model_folder(model), cache=cache_dir), host, port, log=out.log)
+
+
+@verb(app)
+def export(
+    out: Output,
+    model: Model = SAMPLE_RUN,
+    output_dir: OutputDir = None,
+    format: Annotated[
+        list[str] | None, typer.Option("--format", help="torch, onnx or hf; may be given many times.")
+    ] = None,
+) -> None:
+    """Write the chunk encoder as a program, or the parts for transformers; each is compared with the model."""
+    from refrag.inference.export import export_model
+    from refrag.pipeline import model_folder
+
+    formats = tuple(format) if format else ("torch", "hf")
+    written = export_model(model_folder(model), output_dir or Path("exports/refrag"), formats, out.log)
+    out.result({"files": written}, table(written))
 
 
 @verb(app)
@@ -149,11 +327,11 @@ def predict(
     out: Output,
     question: Annotated[str, typer.Argument(help="What is asked.")],
     documents: Annotated[list[Path], typer.Option("--doc", help="A text file; its name is the document's id.")],
-    model: Annotated[Path, typer.Option("--model", "-m", help="A saved model, or a run folder.")],
-    expand: Annotated[float, typer.Option("--expand", help="Share of the chunks shown as tokens.")] = 0.1,
+    model: Model = SAMPLE_RUN,
+    expand: Annotated[float, typer.Option("--expand", help="Share of the chunks shown as tokens.")] = 0.25,
     compression: Annotated[int | None, typer.Option("--compression", min=1, help="Another k.")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of the answer.")] = 64,
-    cache_dir: Annotated[Path | None, typer.Option("--cache-dir", help="Keeps chunk vectors.")] = None,
+    cache_dir: CacheDir = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show what each chunk was for the decoder.")] = False,
 ) -> None:
     """Answer a question from documents, with citations."""

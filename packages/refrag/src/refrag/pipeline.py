@@ -7,17 +7,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from latentlab_shared.config import from_dict, load_config
 from latentlab_shared.errors import UserError
 from latentlab_shared.files import sha256_file
 from latentlab_shared.runs import RunFolder, model_card
+from refrag.data.questions import QuestionExample, read_questions
+from refrag.eval.answers import evaluate_answers, ways
 from refrag.eval.perplexity import measure_perplexity
 from refrag.inference.generator import RefragGenerator
-from refrag.sample.facts import generate
-from refrag.sample.tiny import make_tiny
+from refrag.sample.facts import generate, generate_groups
+from refrag.sample.tiny import assemble, make_tiny
 from refrag.training.alignment import AlignmentBatches, AlignmentObjective, AlignmentWeights
 from refrag.training.alignments import read_texts
-from refrag.training.loop import Batches, LoopSettings, run_steps, steps_done
+from refrag.training.loop import Batches, LoopSettings, load_trained, run_steps, steps_done
+from refrag.training.lora import add_lora, merge_lora
 from refrag.training.objectives import ContinuationObjective, NextParagraphBatches, ReconstructionBatches
 from refrag.training.questions import QuestionBatches, expansion_gains, prepare, train_gate
 
@@ -36,12 +41,19 @@ class RunSettings:
     Attributes:
         stage: "alignment" (encoder and decoder over the same text), "reconstruction" (a text from its vectors),
             "pretraining" (what follows a context of vectors), or "questions" (answers with citations, then the gate).
-        data: "sample", or for the first three stages a .txt or .jsonl file of texts.
-        model: "tiny", made here, or the folder of a saved model to go on from.
-        compression: k of a tiny model.
+        data: "sample", a .txt or .jsonl file of texts, or for the last stage a .jsonl file of questions.
+        model: "" for a new one, or the folder of a saved model to go on from.
+        encoder: of a new model: "tiny" (made here), "minilm" (from its package), a folder or a hub name.
+        decoder: of a new model: "tiny" (made here), a folder or a hub name.
+        compression: k of a new model.
         training_model: what learns: p(rojector), e(ncoder), d(ecoder).
-        examples: questions of the sample.
-        gate_examples: of these, for the gate.
+        decoder_training: "full", "lora" (adapters, merged at the end), or "auto": full for a decoder made here, which
+            knows nothing yet, lora for any other.
+        lora_rank: of the adapters.
+        examples: of the sample: sets of documents.
+        questions: of each of them.
+        gate_examples: questions from which the gate learns.
+        gate_margin: nats per answer token from which a chunk is worth its tokens.
         max_tokens: of an example of the alignment stage, on either side.
         longest: stretches of the reconstruction stage are 1, 2, 4 … 2 ** (longest - 1) chunks.
         curriculum: reconstruction goes from short stretches to long ones.
@@ -54,11 +66,17 @@ class RunSettings:
 
     stage: Stage = "questions"
     data: str = "sample"
-    model: str = "tiny"
+    model: str = ""
+    encoder: str = "tiny"
+    decoder: str = "tiny"
     compression: int = 8
     training_model: str = "ped"
-    examples: int = 6000
+    decoder_training: Literal["auto", "lora", "full"] = "auto"
+    lora_rank: int = 16
+    examples: int = 1500
+    questions: int = 3
     gate_examples: int = 64
+    gate_margin: float = 0.05
     max_tokens: int = 128
     longest: int = 4
     curriculum: bool = True
@@ -69,8 +87,20 @@ class RunSettings:
     loop: LoopSettings = field(default_factory=LoopSettings)
 
     def __post_init__(self) -> None:
-        if self.stage == "questions" and self.data != "sample":
-            raise UserError("questions are of the sample only, so far", "data", "Use data=sample, or another stage")
+        for name in ("compression", "lora_rank", "examples", "questions", "longest", "context", "target"):
+            if getattr(self, name) < 1:
+                raise UserError(f"must be at least 1, not {getattr(self, name)}", name)
+
+    @property
+    def lora(self) -> bool:
+        """Whether adapters learn in the decoder's place."""
+        if "d" not in self.training_model or self.decoder_training == "full":
+            return False
+        return self.decoder_training == "lora" or (not self.model and self.decoder != "tiny")
+
+
+QUICK = LoopSettings(steps=500, learning_rate=4e-3, beta2=0.98)
+"""Of the built-in sample, from nothing to answers in under two minutes."""
 
 
 def train_run(
@@ -86,48 +116,83 @@ def train_run(
 ) -> dict[str, Any]:
     """Train a model into a run folder; with ``resume`` the run's own settings are read.
 
+    Under a launcher every process trains its share, and only the first one writes.
+
     Returns:
         The folder of the model, the first losses and the last.
 
     Raises:
         UserError: for wrong settings or data; nothing is written.
     """
+    from accelerate import PartialState
+
+    process = PartialState(cpu=not torch.cuda.is_available())
+    main = process.is_main_process
     if resume:
         settings = from_dict(RunSettings, RunFolder.read(folder).config, folder / "config.json")
     else:
         settings = load_config(RunSettings, config_file, overrides, base)
-    texts = _texts(settings)
-    # A tokenizer trained anew may differ in its ties, so a run keeps the one it began with.
-    generator = RefragGenerator.from_pretrained(folder / MODEL) if resume else _generator(settings, texts)
-    generator.model.set_trained(settings.training_model)
-    objective, batches = _stage(settings, generator, texts)
-    log(f"{settings.stage}: {settings.loop.steps} steps of {settings.loop.batch_size} examples")
-    hashes = {} if settings.data == "sample" else {"data": sha256_file(Path(settings.data))}
-    run = (
-        RunFolder.resume(folder)
-        if resume
-        else RunFolder.create(folder, settings, seed=settings.loop.seed, data=hashes, overwrite=overwrite)
-    )
-    losses: list[dict[str, float]] = []
-    with run:
+        if main:
+            RunFolder.ensure_free(folder, overwrite=overwrite)
+    corpus = _corpus(settings)
+    run = None
+    if main:
+        generator = RefragGenerator.from_pretrained(folder / MODEL) if resume else _generator(settings, corpus)
+        hashes = {} if settings.data == "sample" else {"data": sha256_file(Path(settings.data))}
+        run = (
+            RunFolder.resume(folder)
+            if resume
+            else RunFolder.create(folder, settings, seed=settings.loop.seed, data=hashes, overwrite=overwrite)
+        )
         if resume:
             run.rewind(steps_done(folder))
         else:
             generator.save_pretrained(folder / MODEL)
+    process.wait_for_everyone()
+    # From the folder: a tokenizer trained anew, in another process or on resuming, may differ in its ties.
+    generator = RefragGenerator.from_pretrained(folder / MODEL)
+    try:
+        return _train(settings, folder, generator, corpus, run, resume, log, advance)
+    finally:
+        if run is not None:
+            run.close()
 
-        def step(number: int, found: dict[str, float]) -> None:
-            losses.append(found)
+
+def _train(
+    settings: RunSettings,
+    folder: Path,
+    generator: RefragGenerator,
+    corpus: _Corpus,
+    run: RunFolder | None,
+    resume: bool,
+    log: Log,
+    advance: Callable[[float], None],
+) -> dict[str, Any]:
+    objective, batches = _stage(settings, generator, corpus)
+    losses: list[dict[str, float]] = []
+
+    def step(number: int, found: dict[str, float]) -> None:
+        losses.append(found)
+        if run is not None:
             run.log(number, **found)
 
-        run_steps(objective, batches, settings.loop, folder=folder, resume=resume, log=step, advance=advance)
-        if settings.stage == "questions":
-            log("the gate")
-            _fit_gate(settings, generator)
-        generator.save_pretrained(folder / MODEL)
-        first, last = (losses[0], losses[-1]) if losses else ({}, {})
-        results = {"model": str(folder / MODEL), "first": first, "last": last}
-        run.write_results(results)
-        run.write_card(_card(settings, run))
+    log(f"{settings.stage}: {settings.loop.steps} steps of {settings.loop.batch_size} examples")
+    run_steps(objective, batches, settings.loop, folder=folder, resume=resume, log=step, advance=advance)
+    first, last = (losses[0], losses[-1]) if losses else ({}, {})
+    results: dict[str, Any] = {"model": str(folder / MODEL), "first": first, "last": last}
+    if run is None:
+        return results
+    if settings.loop.engine == "fsdp2":  # its layers stay spread over the processes: take a whole copy
+        generator = RefragGenerator.from_pretrained(folder / MODEL)
+        load_trained(folder, _stage(settings, generator, corpus)[0])
+    if settings.lora:
+        merge_lora(generator.model.decoder)
+    if settings.stage == "questions":
+        log("the gate")
+        results["gate"] = _fit_gate(settings, generator, corpus.groups)
+    generator.save_pretrained(folder / MODEL)
+    run.write_results(results)
+    run.write_card(_card(settings, run))
     return results
 
 
@@ -176,14 +241,62 @@ def model_folder(path: Path) -> Path:
     return path / MODEL if (path / MODEL / "refrag.json").exists() else path
 
 
-def _texts(settings: RunSettings) -> list[str]:
-    """The corpus of the text stages, or what the sample's vocabularies are made from."""
-    if settings.data != "sample":
-        return list(read_texts(Path(settings.data)))
-    if settings.stage != "questions":
-        return _long_texts(max(1, settings.examples // _JOINED), settings.loop.seed)
-    examples = generate(min(settings.examples, 2000), settings.loop.seed)
-    return [text for e in examples for text in (*(doc.text for doc in e.docs), e.question, e.answer)]
+def evaluate_questions(
+    model: Path,
+    data: str,
+    *,
+    fractions: Sequence[float] = (0.25,),
+    rates: Sequence[int] = (),
+    limit: int | None = None,
+    seed: int = 1,
+    log: Log = lambda line: None,
+) -> list[dict[str, Any]]:
+    """Answers to held-out questions, by how the documents are given; one row for each way and compression.
+
+    Args:
+        model: a saved model, or a run folder.
+        data: "sample", held out from training by its seed, or a .jsonl file of questions.
+        fractions: shares of the chunks that may be expanded.
+        rates: k; the model's own if there are none.
+        limit: questions at most.
+        seed: of the sample.
+        log: told what is going on.
+
+    Raises:
+        UserError: if there is no model or no question.
+    """
+    count = limit or 200
+    examples = generate(count, seed) if data == "sample" else list(read_questions(Path(data), count))
+    generator = RefragGenerator.from_pretrained(model_folder(model))
+    rows = []
+    for k in rates or (generator.tokenizer.compression,):
+        found = evaluate_answers(generator, examples, ways(fractions), compression=k, seed=seed, log=log)
+        rows += [{"name": row.pop("name"), "k": k, **row} for row in found]
+    return rows
+
+
+@dataclass(frozen=True)
+class _Corpus:
+    """What a stage reads: texts, or questions in groups that share their documents."""
+
+    texts: list[str]
+    groups: list[tuple[QuestionExample, ...]]
+
+
+def _corpus(settings: RunSettings) -> _Corpus:
+    seed = settings.loop.seed
+    if settings.stage == "questions":
+        if settings.data == "sample":
+            groups = generate_groups(settings.examples, seed, settings.questions)
+        else:
+            groups = [(example,) for example in read_questions(Path(settings.data))]
+        if not groups:
+            raise UserError("there is no question", settings.data)
+        some = [example for group in groups[:1000] for example in group]
+        return _Corpus([t for e in some for t in (*(doc.text for doc in e.docs), e.question, e.answer)], groups)
+    if settings.data == "sample":
+        return _Corpus(_long_texts(max(1, settings.examples // _JOINED), seed), [])
+    return _Corpus([text for text in read_texts(Path(settings.data)) if text.strip()], [])
 
 
 def _long_texts(count: int, seed: int) -> list[str]:
@@ -195,39 +308,48 @@ def _long_texts(count: int, seed: int) -> list[str]:
     ]
 
 
-def _generator(settings: RunSettings, texts: list[str]) -> RefragGenerator:
-    if settings.model != "tiny":
-        return RefragGenerator.from_pretrained(settings.model)
-    return RefragGenerator(*make_tiny(texts, settings.compression, seed=settings.loop.seed))
+def _generator(settings: RunSettings, corpus: _Corpus) -> RefragGenerator:
+    if settings.model:
+        return RefragGenerator.from_pretrained(model_folder(Path(settings.model)))
+    if settings.encoder == settings.decoder == "tiny":
+        return RefragGenerator(*make_tiny(corpus.texts, settings.compression, seed=settings.loop.seed))
+    return RefragGenerator(
+        *assemble(settings.encoder, settings.decoder, corpus.texts, settings.compression, settings.loop.seed)
+    )
 
 
-def _stage(settings: RunSettings, generator: RefragGenerator, texts: list[str]) -> tuple[Any, Batches]:
-    """The losses and the batches of a stage."""
+def _stage(settings: RunSettings, generator: RefragGenerator, corpus: _Corpus) -> tuple[Any, Batches]:
+    """The losses and the batches of a stage, and what may learn."""
     model, tokenizer, loop = generator.model, generator.tokenizer, settings.loop
+    model.set_trained(settings.training_model)
+    if settings.lora:
+        add_lora(model.decoder, settings.lora_rank, loop.seed)
     if settings.stage == "alignment":
-        aligned = AlignmentBatches(texts, tokenizer, loop.batch_size, settings.max_tokens, loop.seed)
+        aligned = AlignmentBatches(corpus.texts, tokenizer, loop.batch_size, settings.max_tokens, loop.seed)
         return AlignmentObjective(model, settings.weights), aligned
     objective = ContinuationObjective(model, tokenizer)
     if settings.stage == "reconstruction":
         return objective, ReconstructionBatches(
-            texts, tokenizer, loop.batch_size, loop.steps, settings.longest, loop.seed, settings.curriculum
+            corpus.texts, tokenizer, loop.batch_size, loop.steps, settings.longest, loop.seed, settings.curriculum
         )
     if settings.stage == "pretraining":
         return objective, NextParagraphBatches(
-            texts, tokenizer, loop.batch_size, settings.context, settings.target, loop.seed, settings.expanded
+            corpus.texts, tokenizer, loop.batch_size, settings.context, settings.target, loop.seed, settings.expanded
         )
-    examples = generate(settings.examples, loop.seed)
-    return objective, QuestionBatches(examples, tokenizer, loop.batch_size, loop.seed)
+    return objective, QuestionBatches(corpus.groups, tokenizer, loop.batch_size, loop.seed)
 
 
-def _fit_gate(settings: RunSettings, generator: RefragGenerator) -> None:
+def _fit_gate(
+    settings: RunSettings, generator: RefragGenerator, groups: Sequence[Sequence[QuestionExample]]
+) -> dict[str, float]:
     """Train the gate on what expansions are worth to the model as it is now."""
     generator.model.eval()
     objective, tail = ContinuationObjective(generator.model, generator.tokenizer), generator.tokenizer.decoder_ids("\n")
-    examples = generate(settings.gate_examples, settings.loop.seed)
+    examples = [group[0] for group in groups[: settings.gate_examples]]
     gains = [expansion_gains(objective, prepare(e, generator.tokenizer), tail) for e in examples]
     given = [generator.gate_inputs(e.question, e.docs) for e in examples]
-    train_gate(generator.model.gate, given, gains)
+    losses = train_gate(generator.model.gate, given, gains, margin=settings.gate_margin)
+    return {"first": losses[0], "last": losses[-1]}
 
 
 def _card(settings: RunSettings, run: RunFolder) -> str:

@@ -54,7 +54,12 @@ def write_questions(path: Path, examples: Iterable[QuestionExample]) -> int:
         with opened(temporary, "wt", encoding="utf-8") as file:
             for example in examples:
                 docs = [{"id": d.id, "title": d.title, "text": d.text} for d in example.docs]
-                row = {"question": example.question, "docs": docs, "answer": example.answer, "value": example.value}
+                row: dict[str, Any] = {
+                    "question": example.question,
+                    "docs": docs,
+                    "answer": example.answer,
+                    "value": example.value,
+                }
                 row |= {"gold": example.gold, "start": example.start, "end": example.end, "also": example.also}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 count += 1

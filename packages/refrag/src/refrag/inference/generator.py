@@ -27,6 +27,7 @@ from refrag.model.window import Slot, Window, build_window
 Question = str | Sequence[Message]
 
 _QUESTION_TOKENS = 64  # of the question, as the encoder reads it
+_HELD_BYTES = 1 << 28  # of chunk vectors in memory
 
 
 def greedy(max_new_tokens: int = 64) -> GenerationConfig:
@@ -68,8 +69,10 @@ class _Plan:
     """A question before the encoder is asked: its documents as they were cut, and the rows to read."""
 
     docs: Sequence[Doc]
+    compression: int
     chunks: list[list[Chunk]]
-    rows: list[list[int]]
+    rows: list[list[list[int]]]  # of each document
+    asked: list[list[int]]  # the question's own row, if the gate asks
     signs: Tensor
     around: tuple[list[int], list[int]]
 
@@ -101,6 +104,7 @@ class RefragGenerator:
         self.vectors = RowVectors(model, tokenizer, cache, cache_dtype)
         self._vocabulary = Vocabulary(tokenizer.decoder_tokenizer)
         self._cut = lru_cache(maxsize=4096)(self._cut_anew)
+        self._held: dict[tuple[str, int], Tensor] = {}  # of documents that came lately, before the cache's folder
 
     @classmethod
     def from_pretrained(
@@ -149,7 +153,7 @@ class RefragGenerator:
             UserError: if two documents have one id, or the scores do not fit.
         """
         plan = self._plan(question, docs, compression)
-        return self._window(plan, self.vectors(plan.rows), budget, scores)
+        return self._window(plan, self._read([plan])[0], budget, scores)
 
     @torch.no_grad()
     def gate_inputs(
@@ -157,10 +161,10 @@ class RefragGenerator:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """What the gate is given: vectors (N, E), signs (N, SIGNS) and, if it asks, the question's vector (E,)."""
         plan = self._plan(question, docs, compression)
-        return self._for_gate(plan, self.vectors(plan.rows))
+        return self._for_gate(plan, self._read([plan])[0])
 
     def _plan(self, question: Question, docs: Sequence[Doc], compression: int | None) -> _Plan:
-        """Cut the documents and write the rows; the question's own row comes last, if the gate asks."""
+        """Cut the documents and write the rows."""
         if len({doc.id for doc in docs}) < len(docs):
             raise UserError("two documents have the same id", "docs", "Give each its own")
         messages: Sequence[Message] = [{"role": "user", "content": question}] if isinstance(question, str) else question
@@ -172,12 +176,40 @@ class RefragGenerator:
         cut = [self._cut(doc.text, compression) for doc in docs]
         ids = [chunk.encoder_ids for chunks, _ in cut for chunk in chunks]
         beside = asked if conditioning == "joint" else ()
-        rows = [self.tokenizer.row(row, beside) for row in ids]
-        if conditioning != "none":
-            rows.append(self.tokenizer.row(asked))
+        rows = [[self.tokenizer.row(chunk.encoder_ids, beside) for chunk in chunks] for chunks, _ in cut]
+        own = [] if conditioning == "none" else [self.tokenizer.row(asked)]
         numbers = [number for _, found in cut for number in found]
         seen = signs(ids, numbers, [n for n, (chunks, _) in enumerate(cut) for _ in chunks], asked)
-        return _Plan(docs, [chunks for chunks, _ in cut], rows, seen, around)
+        k = compression or self.tokenizer.compression
+        return _Plan(docs, k, [chunks for chunks, _ in cut], rows, own, seen, around)
+
+    def _read(self, plans: Sequence[_Plan]) -> list[Tensor]:
+        """Vectors of every plan's chunks, then of its question: from memory, or all that are missing in one call."""
+        wanted = []
+        for plan in plans:
+            for doc, rows in zip(plan.docs, plan.rows, strict=True):
+                if (doc.text, plan.compression) not in self._held:
+                    wanted += rows
+            wanted += plan.asked
+        found, at = self.vectors(wanted), 0
+        read, new = [], {}
+        for plan in plans:
+            parts = []
+            for doc, rows in zip(plan.docs, plan.rows, strict=True):
+                key = (doc.text, plan.compression)
+                if key not in self._held:
+                    new[key] = found[at : at + len(rows)]
+                    at += len(rows)
+                parts.append(self._held[key] if key in self._held else new[key])
+            parts.append(found[at : at + len(plan.asked)])
+            at += len(plan.asked)
+            read.append(torch.cat(parts))
+        # Without a cache every question is read anew, and so are rows that the question is part of.
+        if self.vectors.cache is not None and self.model.config.conditioning != "joint":
+            self._held |= {key: vectors.clone() for key, vectors in new.items()}
+            while sum(vectors.nbytes for vectors in self._held.values()) > _HELD_BYTES:
+                del self._held[next(iter(self._held))]
+        return read
 
     def _cut_anew(self, text: str, compression: int | None) -> tuple[list[Chunk], list[bool]]:
         """A document's chunks, and which of them hold a number."""
@@ -217,7 +249,9 @@ class RefragGenerator:
         scores: Sequence[float] | None = None,
         compression: int | None = None,
         generation: GenerationConfig = _GREEDY,
+        on_window: Callable[[Window], None] | None = None,
         on_text: Callable[[str], None] | None = None,
+        stopped: Callable[[], bool] | None = None,
     ) -> Answer:
         """Answer one question.
 
@@ -228,17 +262,23 @@ class RefragGenerator:
             scores: as for ``window``.
             compression: as for ``window``.
             generation: transformers' settings; greedy by default.
+            on_window: told what the decoder will read, before it does.
             on_text: told each new piece of the answer as it comes.
+            stopped: asked after every token; the answer ends where it says yes.
 
         Raises:
             UserError: as for ``window``; if the decoder has not the room; if an id cannot be written by the decoder.
         """
         with torch.no_grad():
             plan = self._plan(question, docs, compression)
-            window = self._window(plan, self.vectors(plan.rows), budget, scores)
+            window = self._window(plan, self._read([plan])[0], budget, scores)
         streamer = _Pieces(self.tokenizer.decoder_tokenizer, on_text) if on_text is not None else None
         rules = LogitsProcessorList([CitationRules([self._rule(docs)])])
-        (ids,) = self.model.generate([window.embeddings], generation, logits_processor=rules, streamer=streamer)
+        if on_window is not None:
+            on_window(window)
+        (ids,) = self.model.generate(
+            [window.embeddings], generation, logits_processor=rules, streamer=streamer, stopped=stopped
+        )
         return self._answer(ids, plan, window)
 
     def answer_many(
@@ -253,8 +293,7 @@ class RefragGenerator:
         """Answer questions side by side, each from its own documents, with one encoder call and the same answers."""
         with torch.no_grad():
             plans = [self._plan(question, docs, compression) for question, docs in asked]
-            every = self.vectors([row for plan in plans for row in plan.rows])
-            found = torch.split(every, [len(plan.rows) for plan in plans])
+            found = self._read(plans)
             given = scores if scores is not None else [None] * len(plans)
             windows = [
                 self._window(plan, vectors, budget, rated)
@@ -270,7 +309,8 @@ class RefragGenerator:
     def _answer(self, ids: list[int], plan: _Plan, window: Window) -> Answer:
         text = _text(self.tokenizer.decoder_tokenizer, ids)
         citations = tuple(find_citations(text, plan.docs, window.slots))
-        read = sum(tuple(row) in self.vectors.fresh for row in plan.rows)
+        every = [row for rows in (*plan.rows, plan.asked) for row in rows]
+        read = sum(tuple(row) in self.vectors.fresh for row in every)
         return Answer(text, citations, window.slots, len(window.embeddings), window.full_length, read, len(ids))
 
 

@@ -18,6 +18,7 @@ from latentlab_shared.config import from_dict, to_dict
 from latentlab_shared.errors import NeedsNetwork, UserError
 from latentlab_shared.files import atomic_path, disk_errors, read_json, write_json, write_text
 from refrag.model.config_refrag import RefragConfig
+from refrag.model.tokenizer.loading import packaged
 
 if TYPE_CHECKING:
     from refrag.model.modeling_refrag import RefragModel
@@ -37,13 +38,7 @@ def load_encoder(name: str | Path, pooler: bool = True) -> Any:
         UserError: if it cannot be read.
         NeedsNetwork: if it has to come from a hub that cannot be reached.
     """
-    if name == "minilm":
-        from latentlab_shared.encoders import TransformerEncoder
-        from latentlab_shared.encoders import load_encoder as find
-
-        found = find("minilm", device="cpu")
-        assert isinstance(found, TransformerEncoder)
-        name = found.files.folder
+    name = packaged(name)
     from transformers import MODEL_MAPPING, AutoConfig
 
     kinds: Any = MODEL_MAPPING
@@ -65,10 +60,15 @@ def load_decoder(name: str | Path) -> Any:
     return _loaded(AutoModelForCausalLM, name)
 
 
-def _loaded(kind: Any, name: str | Path, options: Mapping[str, bool] = MappingProxyType({})) -> Any:
+def silence() -> None:
+    """No progress bars of transformers': stderr is for our own lines."""
     from transformers.utils import logging
 
-    silence: Any = logging.disable_progress_bar  # stderr is for our own lines
+    disable: Any = logging.disable_progress_bar
+    disable()
+
+
+def _loaded(kind: Any, name: str | Path, options: Mapping[str, bool] = MappingProxyType({})) -> Any:
     silence()
     folder = Path(name).expanduser()
     if not folder.is_dir() and (isinstance(name, Path) or str(name).startswith((".", "/", "~"))):
@@ -99,6 +99,7 @@ def save_model(model: RefragModel, folder: Path) -> None:
     """
     from safetensors.torch import save_file
 
+    silence()
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _FILE).unlink(missing_ok=True)

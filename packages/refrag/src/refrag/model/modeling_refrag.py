@@ -5,7 +5,7 @@ Shapes: R rows of W encoder tokens, E the encoder's width, D the decoder's, L sl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict
 
@@ -117,9 +117,10 @@ class RefragModel(nn.Module):
         ids = torch.tensor([[*row[:width], *[0] * (width - len(row))] for row in rows], device=self.device)  # (R, W)
         mask = torch.tensor([[*m[:width], *[0] * (width - len(m))] for m in masks], device=self.device)  # (R, W)
         step = max(1, _CALL_TOKENS // width)
-        return torch.cat([self._encode(ids[at : at + step], mask[at : at + step]) for at in range(0, len(ids), step)])
+        return torch.cat([self.pool_rows(ids[at : at + step], mask[at : at + step]) for at in range(0, len(ids), step)])
 
-    def _encode(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def pool_rows(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Vectors (R, E) of padded rows (R, W), as tensors."""
         found = self.encoder(input_ids=ids, attention_mask=mask)
         if self.config.pooling == "pooler":
             pooled: Tensor = found.pooler_output
@@ -199,6 +200,7 @@ class RefragModel(nn.Module):
         *,
         logits_processor: LogitsProcessorList | None = None,
         streamer: BaseStreamer | None = None,
+        stopped: Callable[[], bool] | None = None,
     ) -> list[list[int]]:
         """Continue prompts by greedy search, sampling or beams, as ``generation`` says, with a KV cache.
 
@@ -207,6 +209,7 @@ class RefragModel(nn.Module):
             generation: transformers' settings, with ``max_new_tokens``.
             logits_processor: more rules for the next token; it sees the new tokens only.
             streamer: told each token as it comes (one prompt, no beams).
+            stopped: asked after every token; what has been written when it says yes is returned.
 
         Returns:
             New token ids of each prompt, without padding and end marks.
@@ -239,6 +242,7 @@ class RefragModel(nn.Module):
                 generation_config=generation,
                 logits_processor=logits_processor,
                 streamer=streamer,
+                stopping_criteria=None if stopped is None else [_Stop(stopped)],
                 pad_token_id=pad,
             )
         finally:
@@ -271,6 +275,16 @@ class RefragModel(nn.Module):
         from refrag.model.folder import load_model
 
         return load_model(Path(folder))
+
+
+class _Stop:
+    """Ends all rows at once, for transformers."""
+
+    def __init__(self, stopped: Callable[[], bool]) -> None:
+        self.stopped = stopped
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return torch.full((len(input_ids),), self.stopped(), dtype=torch.bool, device=input_ids.device)
 
 
 def make_projector(config: RefragConfig, encoder_dim: int, decoder_dim: int) -> nn.Module:

@@ -10,8 +10,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from refrag.model.config_refrag import RefragConfig
+from refrag.model.folder import load_decoder, load_encoder
 from refrag.model.modeling_refrag import RefragModel
 from refrag.model.tokenization_refrag import RefragTokenizer
+from refrag.model.tokenizer.loading import load_tokenizer
+from refrag.sample.copying import ROPE_THETA, start_copying
 
 END = "<|end|>"
 
@@ -49,7 +52,7 @@ def decoder_tokenizer(texts: Sequence[str], size: int = 768) -> Any:
 
 
 def make_tiny(
-    texts: Sequence[str], compression: int = 8, width: int = 96, layers: int = 3, seed: int = 0
+    texts: Sequence[str], compression: int = 8, width: int = 64, layers: int = 2, seed: int = 0
 ) -> tuple[RefragModel, RefragTokenizer]:
     """A BERT of two layers beside a Llama of ``layers``, with random weights.
 
@@ -61,36 +64,90 @@ def make_tiny(
         seed: of the weights.
     """
     sides = encoder_tokenizer(texts), decoder_tokenizer(texts)
-    narrow = width // 2
-    end = sides[1].eos_token_id
-    describe: Any = BertConfig  # typed without the options of every model
-    encoder = describe(
-        vocab_size=len(sides[0]),
-        hidden_size=narrow,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=2 * narrow,
-        max_position_embeddings=256,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        pad_token_id=0,
-    )
-    describe = LlamaConfig
-    decoder = describe(
-        vocab_size=len(sides[1]),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=end,
-        pad_token_id=end,
-    )
-    config = RefragConfig("tiny", "tiny", compression=compression, pooling="mean", projector="mlp")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = RefragModel(config, BertModel(encoder, add_pooling_layer=False), LlamaForCausalLM(decoder))
+        decoder = _tiny_decoder(sides[1], width, layers)
+        model = _joined("tiny", "tiny", compression, _tiny_encoder(sides[0], width // 2), decoder)
     return model, RefragTokenizer(*sides, compression, encoder_pad_token_id=0)
+
+
+def assemble(
+    encoder: str, decoder: str, texts: Sequence[str], compression: int = 8, seed: int = 0
+) -> tuple[RefragModel, RefragTokenizer]:
+    """A new model from parts of any origin, what is between them untrained.
+
+    Args:
+        encoder: "tiny" for one made here, half as wide as the decoder, with 2,000 word pieces; "minilm" from its
+            package, a folder or a hub name.
+        decoder: "tiny" for one made here, a folder or a hub name.
+        texts: where vocabularies made here come from.
+        compression: k.
+        seed: of the weights that are made here.
+
+    Raises:
+        UserError: if a part cannot be read.
+        NeedsNetwork: if it has to come from a hub that cannot be reached.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if decoder == "tiny":
+            words = decoder_tokenizer(texts)
+            writer = _tiny_decoder(words, 64, 2)
+        else:
+            words, writer = load_tokenizer(decoder), load_decoder(decoder)
+        if encoder == "tiny":
+            pieces = encoder_tokenizer(texts, 2000)
+            reader = _tiny_encoder(pieces, max(32, int(writer.get_input_embeddings().weight.shape[1]) // 2))
+        else:
+            pieces, reader = load_tokenizer(encoder), load_encoder(encoder, pooler=False)
+        model = _joined(encoder, decoder, compression, reader, writer)
+    pad = pieces.pad_token_id
+    return model, RefragTokenizer(pieces, words, compression, encoder_pad_token_id=pad or 0)
+
+
+def _joined(encoder: str, decoder: str, compression: int, reader: Any, writer: Any) -> RefragModel:
+    config = RefragConfig(encoder, decoder, compression=compression, pooling="mean", projector="mlp")
+    return RefragModel(config, reader, writer)
+
+
+def _tiny_encoder(tokenizer: Any, width: int) -> Any:
+    describe: Any = BertConfig  # typed without the options of every model
+    return BertModel(
+        describe(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=2 * width,
+            max_position_embeddings=256,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            pad_token_id=0,
+        ),
+        add_pooling_layer=False,
+    )
+
+
+def _tiny_decoder(tokenizer: Any, width: int, layers: int) -> Any:
+    end = tokenizer.eos_token_id
+    describe: Any = LlamaConfig
+    decoder = LlamaForCausalLM(
+        describe(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            attention_bias=True,
+            rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+    )
+    if layers > 1:
+        start_copying(decoder)
+    return decoder

@@ -12,17 +12,33 @@ from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, 
 from latentlab_shared.errors import NeedsNetwork, UserError
 
 
+def packaged(name: str | Path) -> str | Path:
+    """The folder of a model that comes as a package (``minilm``; its hash is checked), or the name itself.
+
+    Raises:
+        NeedsExtra: without the package.
+    """
+    if name != "minilm":
+        return name
+    from latentlab_shared.encoders import TransformerEncoder, load_encoder
+
+    found = load_encoder("minilm", device="cpu")
+    assert isinstance(found, TransformerEncoder)
+    return found.files.folder
+
+
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """Load a tokenizer.
 
     Args:
-        name: a folder (as transformers writes it, or with only ``tokenizer.json``, or with GPT-2's two files), or the
-            name of a hub repository.
+        name: ``minilm``, a folder (as transformers writes it, or with only ``tokenizer.json``, or with GPT-2's two
+            files), or the name of a hub repository.
 
     Raises:
         UserError: if there is no such folder, or its files cannot be read.
         NeedsNetwork: if a hub name is neither in the local cache nor to be had.
     """
+    name = packaged(name)
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if folder.exists() or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:

@@ -1,0 +1,1 @@
+"""Configuration groups of ``run.py``: read by Hydra as ``pkg://refrag.conf``."""
