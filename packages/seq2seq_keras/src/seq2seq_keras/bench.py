@@ -19,27 +19,29 @@ from seq2seq_keras.data.vocabulary import SPECIAL
 from seq2seq_keras.inference.seed_models import SeedDecoder
 from seq2seq_keras.inference.summarizer import compile_search
 from seq2seq_keras.model.seq2seq import Seq2Seq
+from seq2seq_keras.sample import generate
 from seq2seq_keras.training import Trainer
 
 Log = Callable[[str], None]
 
-_VOCABULARY, _SOURCE, _WORDS = 10_000, 50, 18
-_BATCH = 64
+PARTS = ("sample", "decode", "beam", "train")
+_VOCABULARY, _SOURCE, _WORDS = 10_000, 50, 19  # as many steps as the seed takes
+_BATCH, _ITEMS = 64, 75_000
 
 
 def run_bench(
-    *, repeats: int = 3, seed: int = 0, parts: Sequence[str] = ("decode", "beam", "train"), log: Log = lambda _: None
+    *, repeats: int = 3, seed: int = 0, parts: Sequence[str] = PARTS, log: Log = lambda _: None
 ) -> list[dict[str, Any]]:
     """Measure, and return one row per comparison.
 
     The model has the seed's sizes and random weights, its logits spread so that rounding decides nothing. Every summary
-    is 18 words long. What is compared runs in turns; medians are given. ``ratio`` is of seconds on the clock,
+    is 19 words long. What is compared runs in turns; medians are given. ``ratio`` is of seconds on the clock,
     ``cpu_ratio`` of the processor's, which other processes on the machine do not stretch.
 
     Args:
         repeats: rounds.
         seed: of weights and texts.
-        parts: of "decode", "beam" and "train".
+        parts: of ``PARTS``.
         log: told what is being measured.
 
     Raises:
@@ -49,6 +51,10 @@ def run_bench(
     rng = np.random.default_rng(seed)
     texts = rng.integers(len(SPECIAL), _VOCABULARY, (_BATCH, _SOURCE)).astype(np.int32)
     rows: list[dict[str, Any]] = []
+    if "sample" in parts:
+        spent, _ = _timed(lambda: generate(_ITEMS))
+        metrics = {"seconds": spent.wall, "examples_per_cpu_second": _ITEMS / spent.cpu}
+        rows.append({"name": f"generate {_ITEMS:,} built-in items", "metrics": metrics})
     if "decode" in parts or "beam" in parts:
         model = Seq2Seq(_VOCABULARY, replace(ModelConfig(), dropout=0.0))
         model.projection.kernel.assign(rng.normal(0, 1.0, model.projection.kernel.shape))
@@ -63,8 +69,8 @@ def run_bench(
 
 def _decoding(model: Seq2Seq, texts: Ids, repeats: int, log: Log) -> list[dict[str, Any]]:
     config = DecodeConfig(min_length=_WORDS, no_repeat_ngram=0)
-    seed_loop = SeedDecoder(model, _SOURCE, _WORDS + 1, config)
-    compiled = compile_search(model, _WORDS + 1, config)
+    seed_loop = SeedDecoder(model, _SOURCE, _WORDS, config)
+    compiled = compile_search(model, _WORDS, config)
     compiled(texts[:1], texts[:1]), compiled(texts, texts), seed_loop.decode_sequence(texts[:1])
     rows = []
     for count in (1, _BATCH):
@@ -76,7 +82,7 @@ def _decoding(model: Seq2Seq, texts: Ids, repeats: int, log: Log) -> list[dict[s
             for _ in range(5):
                 spent, found = _timed(lambda: np.asarray(compiled(texts[:count], texts[:count])[0]))  # noqa: B023
                 fast.append(spent)
-            same &= [row[:_WORDS].tolist() for row in found[:, 0]] == one_by_one
+            same &= [row.tolist() for row in found[:, 0]] == one_by_one
         if not same:
             raise RunFailed("the compiled loop gives other ids than the per-token loop", "bench")
         rows.append(_row(f"decode {count}: per-token predict / compiled loop", slow, fast, same_ids=True))
@@ -86,8 +92,8 @@ def _decoding(model: Seq2Seq, texts: Ids, repeats: int, log: Log) -> list[dict[s
 def _beam(model: Seq2Seq, texts: Ids, repeats: int, log: Log) -> dict[str, Any]:
     log(f"beam 4 and greedy on {_BATCH} texts in turns")
     rules = DecodeConfig(min_length=_WORDS)
-    greedy = compile_search(model, _WORDS + 1, rules)
-    beam = compile_search(model, _WORDS + 1, replace(rules, beam=4))
+    greedy = compile_search(model, _WORDS, rules)
+    beam = compile_search(model, _WORDS, replace(rules, beam=4))
     greedy(texts, texts), beam(texts, texts)
     slow, fast = [], []
     for _ in range(max(5, repeats)):
@@ -98,7 +104,7 @@ def _beam(model: Seq2Seq, texts: Ids, repeats: int, log: Log) -> dict[str, Any]:
 
 def _training(texts: Ids, rng: Any, repeats: int, log: Log) -> list[dict[str, Any]]:
     """Examples per second of the presets at batch 60, and of tied against projected logits."""
-    target = rng.integers(len(SPECIAL), _VOCABULARY, (_BATCH, _WORDS)).astype(np.int32)
+    target = rng.integers(len(SPECIAL), _VOCABULARY, (_BATCH, _WORDS - 1)).astype(np.int32)
     batch = Encoded(texts, target, _VOCABULARY).batch(np.arange(60))
     small = PRESETS["small"].model
     models = {

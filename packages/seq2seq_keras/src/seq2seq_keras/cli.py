@@ -397,14 +397,14 @@ def bench(
     out: Output,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Rounds in turns; medians are given.")] = 3,
     part: Annotated[
-        list[str] | None, typer.Option("--part", help="decode, beam or train; may be given many times.")
+        list[str] | None, typer.Option("--part", help="sample, decode, beam or train; may be given many times.")
     ] = None,
     table_file: Annotated[Path | None, typer.Option("--table", help="Results table to write.")] = None,
     device: Device = DeviceName.auto,
     seed: Seed = 0,
 ) -> None:
     """Measure decoding beside the seed's per-token loop, beam beside greedy, and training speed."""
-    known = ("decode", "beam", "train")
+    known = ("sample", "decode", "beam", "train")  # bench.PARTS, whose module imports TensorFlow
     for name in part or ():
         if name not in known:
             raise UserError(f"{name!r} is not a part", "--part", f"Use one of: {', '.join(known)}")
@@ -417,7 +417,10 @@ def bench(
 
         command = f"seq2seq-keras bench --repeats {repeats}"
         write_table(table_file, rows, command=command, data="random texts of 50 tokens", seeds=[seed])
-    columns = ("name", "ratio", "cpu_ratio", "seconds", "other_seconds", "examples_per_second", "parameters")
+    columns = (
+        *("name", "ratio", "cpu_ratio", "seconds", "other_seconds"),
+        *("examples_per_second", "examples_per_cpu_second", "parameters"),
+    )
     out.result({"results": rows}, table([{"name": r["name"], **r["metrics"]} for r in rows], columns))
 
 
