@@ -137,6 +137,8 @@ def test_pretrain_gives_a_backbone(home):
         (["train", "--resume", "absent"], "no such run folder"),
         (["train", "--task", "all", "-o", "x"], "not a task"),
         (["evaluate", "--model", "absent"], "Give --data"),
+        (["evaluate", "--model", "absent", "--data", "sample", "--split", "dev"], "'dev' is not a part"),
+        (["compress"], "clara-absa compress: nothing to read"),
         (["prepare", "--source", "absent"], "nothing to prepare"),
     ],
 )

@@ -10,18 +10,19 @@ TRAIN = ["-m", "clara_absa.cli", "train", "-q", "--limit", "16", "--device", "cp
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2500)
 @pytest.mark.parametrize("parallel", ["copy", "shard"])
 def test_two_processes_end_where_one_does(parallel, tmp_path):
     from safetensors.torch import load_file
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, *TRAIN, "-o", "one"], cwd=tmp_path, check=True, env=environment, timeout=280)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    subprocess.run([sys.executable, *TRAIN, "-o", "one"], cwd=tmp_path, check=True, env=environment, timeout=1200)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     done = subprocess.run(
         [*launch, *TRAIN, "-o", "two", "--set", f"train.parallel={parallel}"],
         cwd=tmp_path,
         env=environment,
-        timeout=280,
+        timeout=1200,
         capture_output=True,
         text=True,
     )

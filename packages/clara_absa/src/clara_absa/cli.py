@@ -253,7 +253,7 @@ def predict(
     if memory is not None and (source or demo):
         raise UserError("a memory stands for its text", "--memory", "Leave the text out")
     asked = [_aspect(one) for one in aspects or ()]
-    texts = _texts(source, demo, limit) if memory is None else []
+    texts = _texts("predict", source, demo, limit) if memory is None else []
     answerer = AspectSentiment.from_pretrained(model, device=device.value)
     if demo and not asked:
         from clara_absa.sample.generator import demo as built_in
@@ -274,14 +274,14 @@ def _aspect(given: str) -> Any:
     return (int(start), int(end)) if colon and start.isdecimal() and end.isdecimal() else given
 
 
-def _texts(source: str | None, demo: bool, limit: int | None) -> list[str]:
+def _texts(verb: str, source: str | None, demo: bool, limit: int | None) -> list[str]:
     """The texts to ask about: the built-in one, the argument itself, or the lines of a file or of stdin."""
     if demo:
         from clara_absa.sample.generator import demo as built_in
 
         return [built_in().text]
     if source is None:
-        raise UserError("nothing to read", "clara-absa predict", "Give a text, a file, - for stdin, or --demo")
+        raise UserError("nothing to read", f"clara-absa {verb}", "Give a text, a file, - for stdin, or --demo")
     if source != "-" and not Path(source).is_file():
         if "\n" not in source and (source.endswith((".txt", ".csv", ".jsonl")) or source.startswith(("/", "./"))):
             raise UserError("there is no such file", source, "Give a text, a file, or - for stdin")
@@ -321,7 +321,7 @@ def compress(
     from clara_absa.inference import AspectSentiment
 
     folder = output_dir or Path("memories")
-    texts = _texts(source, demo, limit)
+    texts = _texts("compress", source, demo, limit)
     memories = AspectSentiment.from_pretrained(model, device=device.value).compress_batch(texts, cache_dir)
     rows = []
     for number, memory in enumerate(memories, 1):

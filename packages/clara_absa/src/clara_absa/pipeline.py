@@ -40,13 +40,15 @@ def train_run(
     Returns:
         Where the model is, and its validation figures.
     """
+    is_first = os.environ.get("RANK", "0") == "0"
+    log = log if is_first else (lambda _: None)
     if resume:
         run = RunFolder.read(output)
         settings = from_dict(RunSettings, run.config, output / "config.json")
     else:
         base = replace(settings.clara, train=replace(settings.clara.train, seed=settings.seed))
         settings = replace(settings, clara=load_config(ClaraConfig, config_file, overrides, base))
-        if os.environ.get("RANK", "0") == "0":  # for a later process, the first may have made it already
+        if is_first:  # for a later process, the first may have made it already
             RunFolder.ensure_free(output, overwrite=overwrite)  # before the work; made when all input has been read
     config = settings.clara
     train = examples_of(settings.data, "train", settings.task, limit=settings.limit, seed=settings.seed)
@@ -68,13 +70,13 @@ def train_run(
             "this recipe or schedule runs in one process", "recipe, loss.schedule", "Start it without a launcher"
         )
     device = choose_device(device)
+    teachers = _teacher(settings, train, device, log)
     built = build(config, train, quantise)
     model, batcher = built.model.to(device), built.batcher
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     for target in built.targets:
         log(f"adapter on {target.modules} x {target.name}: {target.parameters:,} parameters")
     log(f"{trainable:,} of {sum(p.numel() for p in model.parameters()):,} parameters are trained, on {device}")
-    teachers = _teacher(settings, train, device, log)
     items = [batcher.item(example, teacher) for example, teacher in zip(train, teachers, strict=True)]
     schedule = make_schedule(config.loss).to(device)
     objective: SeedObjective | PackedObjective

@@ -22,13 +22,13 @@ _FIGURES = ("accuracy", "macro_f1", "pos and neg")
 
 def name_of(config: ClaraConfig) -> str:
     """What a row is called: who reads, and into how many vectors."""
-    memory = config.memory
-    kind = Path(config.backbone).name
+    memory, place = config.memory, Path(config.backbone)
+    kind = f"{place.parent.name}/backbone" if place.name == "backbone" else place.name  # as `pretrain` names it
     if memory.reader == "none":
         return f"{kind}, reads the text"
     who = f"{memory.encoder} before {kind}" if memory.reader == "encoder" else kind
     recipe = ", recipe seed" if config.recipe == "seed" else ""
-    return f"{who}, k={memory.tokens}{recipe}"
+    return f"{who}, k={memory.tokens}{', nested' if memory.sizes else ''}{recipe}"
 
 
 def compare_runs(

@@ -70,11 +70,13 @@ def load_causal(name: str, precision: str = "auto", quantise: bool = False) -> t
 
 
 def quiet() -> None:
-    """No progress bars of the library: stderr is for our own lines."""
+    """No progress bars of the libraries and no word of each retry: stderr is for our own lines."""
+    from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
-    silence: Any = logging.disable_progress_bar  # without types
-    silence()
+    silence: tuple[Any, Any] = (logging.disable_progress_bar, hub.set_verbosity_error)  # without types
+    for call in silence:
+        call()
 
 
 def load_encoder_parts(name: str) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clara_absa.configs.base_config import ClaraConfig
 from clara_absa.configs.schema import Example
-from clara_absa.data_utils.splits import KINDS, Kind, Part, read_part
+from clara_absa.data_utils.splits import KINDS, PARTS, Kind, Part, read_part
 from latentlab_shared.errors import UserError
 
 
@@ -38,6 +38,8 @@ def examples_of(
     """Examples of a part of "sample", a file or a folder."""
     if task not in KINDS:
         raise UserError(f"{task!r} is not a task", "--task", f"Use one of: {', '.join(KINDS)}")
+    if part not in PARTS:
+        raise UserError(f"{part!r} is not a part", "--split", f"Use one of: {', '.join(PARTS)}")
     if source == "sample":
         from clara_absa.sample.generator import sample_part
 
