@@ -73,7 +73,7 @@ class RunSettings:
     training_model: str = "ped"
     decoder_training: Literal["auto", "lora", "full"] = "auto"
     lora_rank: int = 16
-    examples: int = 1500
+    examples: int = 1000
     questions: int = 3
     gate_examples: int = 64
     gate_margin: float = 0.05
@@ -99,7 +99,7 @@ class RunSettings:
         return self.decoder_training == "lora" or (not self.model and self.decoder != "tiny")
 
 
-QUICK = LoopSettings(steps=500, learning_rate=4e-3, beta2=0.98)
+QUICK = LoopSettings(steps=600, learning_rate=4e-3, beta2=0.98)
 """Of the built-in sample, from nothing to answers in under two minutes."""
 
 

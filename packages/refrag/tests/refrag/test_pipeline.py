@@ -1,11 +1,13 @@
 """Runs from end to end, in few steps: folders that hold what is needed, and answers from them."""
 
 import json
+from pathlib import Path
 
 import pytest
 from test_cli import refrag
 
-from refrag.pipeline import RunSettings, train_run
+from refrag.data.questions import write_questions
+from refrag.pipeline import RunSettings, evaluate_questions, train_run
 from refrag.sample.facts import generate
 from refrag.training.loop import LoopSettings
 
@@ -38,9 +40,8 @@ def test_train_then_predict(tmp_path):
     answer = json.loads(out)
     assert {slot["doc"] for slot in answer["slots"]} == {doc.id for doc in example.docs}
     assert {citation["doc"] for citation in answer["citations"]} <= {doc.id for doc in example.docs}
-    out, _ = refrag(
-        "evaluate", "--model", run, "--limit", 4, "--compression", 8, "--context", 24, "--target", 8, "--json"
-    )
+    sizes = ("--compression", 8, "--context", 24, "--target", 8)
+    out, _ = refrag("evaluate", "--task", "perplexity", "--model", run, "--limit", 4, *sizes, "--json")
     (row,) = json.loads(out)["results"]
     assert row["name"] == "k=8" and row["tokens"] > 10 and row["full"] > 0
     out, _ = refrag("predict", *given, "--explain")
@@ -49,17 +50,49 @@ def test_train_then_predict(tmp_path):
     assert json.loads(again)["model"] == str(run / "model")
     _, err = refrag("train", *SMALL, "-o", run, code=2)
     assert "not empty" in err
+    out, _ = refrag("evaluate", "--model", run, "--limit", 3, "--expand", 0.3, "-o", tmp_path / "tables", "--json")
+    names = [row["name"] for row in json.loads(out)["results"]]
+    assert names[:4] == ["no documents", "all tokens", "vectors only", "gate 0.3"] and len(names) == 9
+    table = json.loads((tmp_path / "tables" / "questions.json").read_text())
+    assert table["command"].endswith("--expand 0.3 --limit 3") and len(table["rows"]) == 9
+    out, _ = refrag("demo", "--model", run, "--questions", 2, "--json")
+    assert len(json.loads(out)["answers"]) == 2
+
+
+def test_questions_from_a_file_and_parts_from_folders(tmp_path):
+    """A decoder from a folder, an encoder made here, questions of a file: what real training is."""
+    examples = generate(6, 2)
+    write_questions(tmp_path / "q.jsonl", examples)
+    first = train_run(tmp_path / "one", RunSettings(examples=8, gate_examples=2, loop=FEW))
+    settings = RunSettings(
+        data=str(tmp_path / "q.jsonl"),
+        decoder=str(tmp_path / "one" / "model" / "decoder"),
+        decoder_training="full",
+        gate_examples=2,
+        loop=FEW,
+    )
+    results = train_run(tmp_path / "two", settings)
+    assert results["last"]["loss"] > 0 and results["gate"]["last"] >= 0 and first["model"] != results["model"]
+    rows = evaluate_questions(Path(results["model"]), str(tmp_path / "q.jsonl"), limit=2)
+    assert len(rows) == 9 and rows[0]["k"] == 8
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["train", "--stage", "no"], "no stage"),
-        (["train", "--data", "a.txt"], "questions are of the sample only"),
+        (["train", "--data", "a.jsonl"], "no such file"),
+        (["train", "--set", "examples=0"], "examples"),
+        (["train", "--set", "decoder_training=some"], "decoder_training"),
         (["train", "--stage", "alignment", "--data", "absent.txt"], "no such file"),
         (["train", "--set", "loop.stepz=3"], "unknown key loop.stepz"),
         (["predict", "Why?", "--doc", "absent.txt", "--model", "x"], "no such file"),
         (["evaluate", "--model", "nowhere"], "no model here"),
+        (["evaluate", "--task", "speed"], "no task"),
+        (["evaluate", "--task", "perplexity"], "no model here"),
+        (["serve"], "no model here"),
+        (["export"], "no model here"),
+        (["demo", "--model", "nowhere"], "no model here"),
         (["bench", "no"], "no benchmark"),
     ],
 )

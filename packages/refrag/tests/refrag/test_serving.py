@@ -1,12 +1,15 @@
 """The API through its test client: whole answers, streamed ones, limits, cancelling."""
 
 import json
+import os
+import shutil
 import threading
 
 import pytest
 from fastapi.testclient import TestClient
 from refrag_models import make_model, make_tokenizer
 
+from latentlab_shared.serving import address_of, listen
 from refrag.inference.generator import RefragGenerator, greedy
 from refrag.model.documents import Doc
 from refrag.model.gate import Budget
@@ -150,3 +153,67 @@ def test_the_page_and_what_is_known(client):
     assert "%%" not in page.text and "What is the" in page.text
     assert client.get("/models").json()["models"][0]["compression"] == 4
     assert "/chat" in client.get("/openapi.json").json()["paths"]
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def browser_path():
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    return os.environ.get("LATENTLAB_CHROMIUM", found)
+
+
+@pytest.fixture
+def address(generator):
+    """A real server on a free port."""
+    import uvicorn
+
+    listener = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(create_app(generator), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    yield address_of(listener)
+    server.should_exit = True
+    thread.join(30)
+
+
+@pytest.mark.slow
+def test_the_page_in_chromium(address, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if browser_path() is None:
+        pytest.skip("there is no Chromium (set LATENTLAB_CHROMIUM to its path)")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    evil = "<script>document.title = 'owned'</script></doc><img src=x onerror=\"document.title='owned'\"> 42"
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=browser_path(), args=flags)
+        page = browser.new_page(viewport={"width": 1200, "height": 1000})
+        faults, foreign = [], []
+        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda request: None if request.url.startswith(address) else foreign.append(request.url))
+        page.on("dialog", lambda dialog: dialog.accept(evil))
+        page.goto(address)
+        assert page.locator(".doc").count() == 3
+        page.click("#add")  # the pasted document is hostile
+        assert page.locator(".doc").count() == 4 and evil in page.locator(".doc").last.inner_text()
+
+        page.click("#go")
+        page.wait_for_selector("#strip button")
+        page.wait_for_selector("#trace:not([disabled])", timeout=60_000)
+        cells = page.locator("#strip button")
+        assert page.locator("#strip button.tokens").count() == round(cells.count() * 0.25)
+        assert page.text_content("#facts td:nth-child(4)").endswith("×")
+        vector = page.locator("#strip button:not(.tokens)").first
+        label = vector.get_attribute("title")
+        vector.click()
+        page.click("#go")
+        page.wait_for_selector(f"#strip button.tokens[title={json.dumps(label)}]", timeout=60_000)
+        page.wait_for_selector("#go:not([disabled])", timeout=60_000)
+
+        page.evaluate("showAnswer('It is 42 [1].', [{doc: '1', at: 9, start: 0, end: 3}])".replace("'1'", repr("x")))
+        page.evaluate("docs[0].id = 'x'; showDocs()")
+        page.locator(".cite").click()
+        assert page.locator("mark").count() == 1
+        page.screenshot(path=str(tmp_path / "page.png"), full_page=True)
+        assert page.title() == "refrag" and faults == [] and foreign == []
+        browser.close()

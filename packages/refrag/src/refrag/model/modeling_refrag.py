@@ -6,6 +6,7 @@ Shapes: R rows of W encoder tokens, E the encoder's width, D the decoder's, L sl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict
 
@@ -232,6 +233,8 @@ class RefragModel(nn.Module):
         ends = generation.eos_token_id if generation.eos_token_id is not None else self.decoder.config.eos_token_id
         stops = set(ends) if isinstance(ends, (list, tuple)) else {ends}
         pad = generation.pad_token_id if generation.pad_token_id is not None else next(iter(stops - {None}), 0)
+        generation = copy(generation)
+        generation.pad_token_id = pad
         batch, mask = self.pad_left(prompts)
         was_training = self.decoder.training
         self.decoder.eval()
@@ -243,7 +246,6 @@ class RefragModel(nn.Module):
                 logits_processor=logits_processor,
                 streamer=streamer,
                 stopping_criteria=None if stopped is None else [_Stop(stopped)],
-                pad_token_id=pad,
             )
         finally:
             self.decoder.train(was_training)

@@ -2,7 +2,7 @@
 
 Answering from documents is copying: find where the last words stood before, and say what followed. A transformer learns
 that late and at once, after thousands of steps; a tiny one on two minutes of a processor would not get there. So its
-first two layers begin as the known mechanism (a head that looks one position back, then one that looks for positions
+last two layers begin as the known mechanism (heads that look one position back, then heads that look for positions
 whose predecessor is like the present token), and training goes on from there. Nothing about the task is put in: not the
 documents, not the names, not the numbers.
 
@@ -24,7 +24,7 @@ _SHARP = 6.0  # of the look at the position before: the next best gets a hundred
 
 @torch.no_grad()
 def start_copying(decoder: Any) -> None:
-    """Set the first two layers of a Llama in place; ``W`` is its width, all tensors in rows of outputs.
+    """Set the last two layers of a Llama in place; those before them begin at random, as usual.
 
     Args:
         decoder: with two layers or more, ``attention_bias``, as many key heads as heads, and ``ROPE_THETA``.
@@ -38,12 +38,12 @@ def start_copying(decoder: Any) -> None:
         raise ValueError("this needs two layers, attention_bias, and a key head for each head")
     half = width // heads // 2
     turn = ROPE_THETA ** (-torch.arange(half) / half)  # radians per position of each pair
-    first, second = (layer.self_attn for layer in decoder.model.layers[:2])
+    first, second = (layer.self_attn for layer in decoder.model.layers[-2:])
     decoder.get_input_embeddings().weight.normal_(0, 1 / math.sqrt(width))
     for attention in (first, second):
         for part in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
             part.bias.zero_()
-    # Layer 0: a query that is the same everywhere, and keys turned back by one position: their product is largest
+    # The first: a query that is the same everywhere, and keys turned back by one position: their product is largest
     # one position back. What stands there is kept beside the token itself, turned by a random rotation.
     first.q_proj.weight.mul_(0.1)
     first.k_proj.weight.mul_(0.1)
@@ -52,7 +52,7 @@ def start_copying(decoder: Any) -> None:
     beside = torch.linalg.qr(torch.randn(width, width))[0]
     first.v_proj.weight.copy_(torch.eye(width))
     first.o_proj.weight.copy_(beside / math.sqrt(width))
-    # Layer 1: the token itself asks, what stood before a position answers; on slowly turning pairs only.
+    # The second: the token itself asks, what stood before a position answers; on slowly turning pairs only.
     slow = [pair for pair in range(half) if turn[pair] < _SLOW]
     rows = [2 * half * head + pair + side for head in range(heads) for pair in slow for side in (0, half)]
     compared = torch.zeros(width, width)

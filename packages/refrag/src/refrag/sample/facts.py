@@ -28,7 +28,7 @@ _REMARKS = (
 )
 
 
-def generate(count: int, seed: int, docs: int = 3, facts: int = 2) -> list[QuestionExample]:
+def generate(count: int, seed: int, docs: int = 3, facts: int = 1) -> list[QuestionExample]:
     """Questions, each with documents of its own.
 
     Args:
@@ -41,7 +41,7 @@ def generate(count: int, seed: int, docs: int = 3, facts: int = 2) -> list[Quest
 
 
 def generate_groups(
-    count: int, seed: int, each: int, docs: int = 3, facts: int = 2
+    count: int, seed: int, each: int, docs: int = 3, facts: int = 1
 ) -> list[tuple[QuestionExample, ...]]:
     """Sets of documents with several questions each; otherwise as ``generate``.
 

@@ -41,7 +41,7 @@ def decoder_tokenizer(texts: Sequence[str], size: int = 768) -> Any:
     inner = Tokenizer(models.BPE())
     pairs: Any = pre_tokenizers.Split
     inner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pairs(Regex(r"\d{1,2}"), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [pairs(Regex(r" ?\d{1,2}"), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     inner.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -52,7 +52,7 @@ def decoder_tokenizer(texts: Sequence[str], size: int = 768) -> Any:
 
 
 def make_tiny(
-    texts: Sequence[str], compression: int = 8, width: int = 64, layers: int = 2, seed: int = 0
+    texts: Sequence[str], compression: int = 8, width: int = 64, layers: int = 3, seed: int = 0
 ) -> tuple[RefragModel, RefragTokenizer]:
     """A BERT of two layers beside a Llama of ``layers``, with random weights.
 
@@ -92,7 +92,7 @@ def assemble(
         torch.manual_seed(seed)
         if decoder == "tiny":
             words = decoder_tokenizer(texts)
-            writer = _tiny_decoder(words, 64, 2)
+            writer = _tiny_decoder(words, 64, 3)
         else:
             words, writer = load_tokenizer(decoder), load_decoder(decoder)
         if encoder == "tiny":
