@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clara_absa.configs.base_config import ClaraConfig, LossConfig, MemoryConfig
-from clara_absa.configs.schema import Example
+from clara_absa.configs.schema import PROMPTS, Example, Task
 from clara_absa.data_utils.batches import Batcher
 from clara_absa.data_utils.prompts import Prompter
 from clara_absa.inference.sentiment import AspectSentiment
@@ -57,7 +57,8 @@ def run_bench(
     rows += _prediction(examples, tokenizer, repeats, seed)
     if output is not None:
         shaped = [{"name": row["way"], "metrics": {k: v for k, v in row.items() if k != "way"}} for row in rows]
-        command = f"clara-absa bench --sentences {sentences} --repeats {repeats} --vocabulary {vocabulary}"
+        sizes = f"--sentences {sentences} --repeats {repeats} --vocabulary {vocabulary}"
+        command = f"clara-absa bench --data {Path(data).name} {sizes}"
         write_table(output / "bench.json", shaped, command=command, data=Path(data).name, seeds=[seed])
     return rows
 
@@ -111,22 +112,20 @@ def _training(examples: Sequence[Example], tokenizer: Any, repeats: int, seed: i
     few = range(min(6, len(items)))
     same = [index for index, sample in enumerate(padded.samples) if sample[0] in few]
     kept = {name: _kept(objective, units) for name, objective, units in (("p", packed, few), ("s", padded, same))}
+    kept_name = f"kept for backward, {len(same)} samples"
     return [
-        {"way": "train, recipe seed", "unit": "task samples", "per CPU second": slow, "ratio": 1.0},
-        {"way": "train, packed and shared", "unit": "task samples", "per CPU second": fast, "ratio": fast / slow},
-        {
-            "way": f"kept for backward, {len(same)} samples, recipe seed",
-            "unit": "MiB",
-            "amount": kept["s"],
-            "ratio": 1.0,
-        },
-        {
-            "way": f"kept for backward, {len(same)} samples, packed",
-            "unit": "MiB",
-            "amount": kept["p"],
-            "ratio": kept["p"] / kept["s"],
-        },
+        _row("train, recipe seed", "task samples", slow, slow),
+        _row("train, packed and shared", "task samples", fast, slow),
+        _row(f"{kept_name}, recipe seed", "MiB", None, kept["s"], kept["s"]),
+        _row(f"{kept_name}, packed", "MiB", None, kept["s"], kept["p"]),
     ]
+
+
+def _row(way: str, unit: str, rate: float | None, beside: float, amount: float | None = None) -> dict[str, Any]:
+    """A row: a rate or an amount, and its ratio to that of the way it replaces."""
+    value = amount if rate is None else rate
+    assert value is not None
+    return {"way": way, "unit": unit, "per CPU second": rate, "amount": amount, "ratio": value / beside}
 
 
 def _kept(objective: Objective, units: Sequence[int]) -> float:
@@ -174,7 +173,8 @@ def _prediction(examples: Sequence[Example], tokenizer: Any, repeats: int, seed:
     def one_by_one() -> None:
         for text, given in few:
             for aspect in given:
-                answerer.predict(text, [aspect], mode="generate")
+                vectors = answerer.compress(text).vectors
+                answerer.generate([vectors], [PROMPTS[Task.REASONING].format(aspect=aspect)], max_tokens=4)
 
     def read_again() -> None:
         reader.predict_batch([(text, [aspect]) for text, given in asked for aspect in given])
@@ -198,7 +198,4 @@ def _prediction(examples: Sequence[Example], tokenizer: Any, repeats: int, seed:
         "prefix": (f"read the text once for {_ASPECTS} aspects", "again"),
         "memory": (f"kept memory, {_ASPECTS} aspects", "again"),
     }
-    return [
-        {"way": name, "unit": "aspects", "per CPU second": rates[key], "ratio": rates[key] / rates[to]}
-        for key, (name, to) in names.items()
-    ]
+    return [_row(name, "aspects", rates[key], rates[to]) for key, (name, to) in names.items()]
