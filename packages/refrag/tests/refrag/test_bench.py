@@ -25,6 +25,7 @@ def test_ttft_counts_positions_and_bytes():
         assert named[f"k={k}, not cached"]["positions"] == row["positions"]
         assert named[f"k={k}, cached, a tenth expanded"]["positions"] > row["positions"]
         assert row["formula"] > row["positions_ratio"] > 1
+        assert row["next_ms"] > 0 and row["positions_ratio"] > row["next_formula"] > 1
     assert full["ratio"] == 1 and named["k=16, cached"]["target"] == 22.0
 
 

@@ -52,13 +52,13 @@ def source(tmp_path):
     (home / "wiki2_corpus").mkdir()
     (home / "wikitext2").mkdir()
     rows = []
-    for n in range(40):
+    for n in range(60):
         gold = {"title": f"T{n}", "text": f"Some words. The Answer {n}x stands here.", "isgold": True}
         rows.append({"question": f"what is {n}", "answers": ["absent", f"answer {n}x"], "ctxs": [gold]})
     rows.append({"question": "no answer", "answers": ["zzz"], "ctxs": [gold]})
     with gzip.open(home / "nq_oracle" / "train.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    passages = [{"title": f"P{n}", "text": f"Passage {n} of answer {n}x."} for n in range(60)]
+    passages = [{"title": f"P{n}", "text": f"Passage {n} of answer {n}x."} for n in range(90)]
     (home / "wiki2_corpus" / "passages.json").write_text(json.dumps(passages))
     text = "".join(f" \n = Article {n} = \n \n Words of {n} . \n = = Part = = \n More . \n" for n in range(20))
     (home / "wikitext2" / "valid.txt").write_text(text)
@@ -69,7 +69,7 @@ def test_what_is_prepared(source, tmp_path):
     counts = prepare_data(source, tmp_path / "out", distractors=3, log=lambda line: None)
     train = list(read_questions(tmp_path / "out" / "questions_train.jsonl.gz"))
     valid = list(read_questions(tmp_path / "out" / "questions_valid.jsonl.gz"))
-    assert len(train) == counts["questions_train.jsonl.gz"] and len(train) + len(valid) == 40 and valid
+    assert len(train) == counts["questions_train.jsonl.gz"] and len(train) + len(valid) == 60 and valid
     assert not {e.question for e in train} & {e.question for e in valid}
     for example in [*train, *valid]:
         texts = {doc.id: doc.text for doc in example.docs}
@@ -78,7 +78,7 @@ def test_what_is_prepared(source, tmp_path):
         assert [i for i, text in texts.items() if example.value.lower() in text.lower()] == [example.gold]
     assert {e.gold for e in train} == {"1", "2", "3", "4"}  # the right one stands anywhere
     texts = {part: list(read_texts(tmp_path / "out" / f"corpus_{part}.jsonl.gz")) for part in ("train", "valid")}
-    assert len(texts["train"]) + len(texts["valid"]) == 60 + 20 + 40
+    assert len(texts["train"]) + len(texts["valid"]) == 90 + 20 + 60
     assert not {e.docs[int(e.gold) - 1].text for e in valid} & set(texts["train"])
 
 

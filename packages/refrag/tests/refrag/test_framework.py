@@ -90,17 +90,9 @@ def test_data_that_is_not_there(dataset, said, tmp_path, monkeypatch):
 
 
 def test_the_same_run_in_one_place():
-    found = inner_overrides(
-        ["app=train", "env=torchrun", "env.nproc_per_node=2", "+app.x=1", "driver=torchrun"], Path("r")
-    )
-    assert found == [
-        "app=train",
-        "+app.x=1",
-        "env=local",
-        "driver=inline",
-        "hydra.run.dir=r",
-        "hydra.output_subdir=null",
-    ]
+    given = ["app=train", "env=torchrun", "env.nproc_per_node=2", "+app.x=1", "driver=torchrun"]
+    own = ["env=local", "driver=inline", "hydra.run.dir='a b'", "hydra.output_subdir=null", "hydra/job_logging=none"]
+    assert inner_overrides(given, Path("a b/run")) == ["app=train", "+app.x=1", *own]
 
 
 def test_commands_of_torchrun():

@@ -90,7 +90,7 @@ def test_questions_from_a_file_and_parts_from_folders(tmp_path):
         (["evaluate", "--model", "nowhere"], "no model here"),
         (["evaluate", "--task", "speed"], "no task"),
         (["evaluate", "--task", "perplexity"], "no model here"),
-        (["serve"], "no model here"),
+        (["serve", "-q"], "no model here"),
         (["export"], "no model here"),
         (["demo", "--model", "nowhere"], "no model here"),
         (["bench", "no"], "no benchmark"),

@@ -65,8 +65,8 @@ def test_chunks_can_be_pinned_and_excluded(client):
     plain = client.post("/answer", json=ASK).json()["slots"]
     shown = next(s for s in plain if s["expanded"])
     hidden = next(s for s in plain if not s["expanded"])
-    sides = {"expand": [[hidden["doc"], hidden["chunk"]]], "exclude": [[shown["doc"], shown["chunk"]]]}
-    slots = client.post("/answer", json=ASK | sides).json()["slots"]
+    cells = {name: [{key: s[key] for key in ("doc", "chunk")}] for name, s in (("expand", hidden), ("exclude", shown))}
+    slots = client.post("/answer", json=ASK | cells).json()["slots"]
     state = {(s["doc"], s["chunk"]): s["expanded"] for s in slots}
     assert state[hidden["doc"], hidden["chunk"]] and not state[shown["doc"], shown["chunk"]]
 

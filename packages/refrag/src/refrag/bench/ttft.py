@@ -1,8 +1,8 @@
-"""Time to the first token, and bytes of the KV cache: the same decoder reads a context as it is, and compressed.
+"""Time to the first token and between the next ones, bytes of the KV cache: a context as it is, and compressed.
 
-Both tokenizers are one, so that a chunk is exactly k tokens of either side. Weights are random: they cost the same.
-The compressed side pays for everything a question costs: cutting the documents, looking vectors up (or encoding), the
-gate, the projector, the window and the first token.
+One decoder reads both. Both tokenizers are one, so that a chunk is exactly k tokens of either side. Weights are random:
+they cost the same. The compressed side pays for everything a question costs: cutting the documents, looking vectors up
+(or encoding), the gate, the projector, the window and the first token.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ Row = dict[str, Any]
 
 TARGETS = {8: 11.0, 16: 22.0, 32: 36.0}  # cached, nothing expanded
 EXPANDED_TARGET, FRESH_TARGET = 9.0, 7.5  # k = 16: a tenth expanded; not cached
+_NEXT = 8  # tokens after the first, to time one by one
 _QUESTION = "What is the mill count of Selford?"
 
 
@@ -135,38 +136,58 @@ def _measure(
         ways[f"k={k}, cached, a tenth expanded"] = (cached, k, Budget(fraction=0.1))
         ways[f"k={k}, not cached"] = (fresh, k, none)
     times: dict[str, list[float]] = {name: [] for name in ("full", *ways)}
+    nexts: dict[str, list[float]] = {name: [] for name in times}
     facts: dict[str, tuple[int, int]] = {}  # positions and bytes
     full = cached.window(_QUESTION, docs, budget=Budget(fraction=1.0)).embeddings  # the prompt as it is
     for generator, k, budget in ways.values():
         generator.window(_QUESTION, docs, budget=budget, compression=k)  # fills the cache
     for round_ in range(repeats):
         log(f"round {round_ + 1} of {repeats}")
-        facts["full"] = _timed(lambda: full, model, times["full"])
+        facts["full"] = _timed(lambda: full, model, times["full"], nexts["full"])
         for name, (generator, k, budget) in ways.items():
             facts[name] = _timed(
                 lambda g=generator, k=k, b=budget: g.window(_QUESTION, docs, budget=b, compression=k).embeddings,  # type: ignore[misc]
                 model,
                 times[name],
+                nexts[name],
             )
-    return [_row(name, times, facts, model) for name in times]
+    return [_row(name, times, nexts, facts, model) for name in times]
 
 
-def _timed(prompt: Callable[[], Tensor], model: RefragModel, times: list[float]) -> tuple[int, int]:
-    """Add the CPU time of a prompt and its first token; returns the prompt's positions and the cache's bytes."""
+def _timed(prompt: Callable[[], Tensor], model: RefragModel, times: list[float], nexts: list[float]) -> tuple[int, int]:
+    """Add the CPU time of a prompt and its first token, and of a token after it.
+
+    Returns:
+        The prompt's positions and the cache's bytes.
+    """
     began = time.process_time()
     slots = prompt()
     found = model.decoder(inputs_embeds=slots[None], logits_to_keep=1, use_cache=True)
-    found.logits[0, -1].argmax().item()
+    token = int(found.logits[0, -1].argmax())
     times.append(time.process_time() - began)
     layers = found.past_key_values.layers
     held = sum(t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values))
+    began = time.process_time()
+    for _ in range(_NEXT):
+        found = model.decoder(input_ids=torch.tensor([[token]]), past_key_values=found.past_key_values, use_cache=True)
+        token = int(found.logits[0, -1].argmax())
+    nexts.append((time.process_time() - began) / _NEXT)
     return len(slots), held
 
 
-def _row(name: str, times: dict[str, list[float]], facts: dict[str, tuple[int, int]], model: RefragModel) -> Row:
+def _row(
+    name: str,
+    times: dict[str, list[float]],
+    nexts: dict[str, list[float]],
+    facts: dict[str, tuple[int, int]],
+    model: RefragModel,
+) -> Row:
     seconds, against = statistics.median(times[name]), statistics.median(times["full"])
     (slots, held), (all_slots, all_held) = facts[name], facts["full"]
     d = model.decoder_dim
+    after, after_all = statistics.median(nexts[name]), statistics.median(nexts["full"])
+    weights = 2 * sum(parameter.numel() for parameter in model.decoder.parameters())
+    per_slot = 4 * d * model.decoder.config.num_hidden_layers
     formula = all_slots * (24 * d + 4 * all_slots) / (slots * (24 * d + 4 * slots))
     k = int(name.split(",")[0].removeprefix("k=")) if name != "full" else 0
     target = TARGETS.get(k) if name.endswith(", cached") else None
@@ -181,6 +202,9 @@ def _row(name: str, times: dict[str, list[float]], facts: dict[str, tuple[int, i
         "kv_MB": held / 1e6,
         "kv_ratio": all_held / held,
         "positions_ratio": all_slots / slots,
+        "next_ms": 1e3 * after,
+        "next_ratio": after_all / after,
+        "next_formula": (weights + per_slot * all_slots) / (weights + per_slot * slots),
         "target": target,
         "ok": None if target is None else against / seconds >= target,
     }

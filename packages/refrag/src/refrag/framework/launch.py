@@ -27,7 +27,7 @@ def launch(config: Mapping[str, Any], overrides: Sequence[str], folder: Path) ->
     Args:
         config: composed and resolved.
         overrides: it was composed with.
-        folder: of the run.
+        folder: of the run, inside of Hydra's.
 
     Raises:
         UserError: for a place that is unknown.
@@ -52,7 +52,8 @@ def launch(config: Mapping[str, Any], overrides: Sequence[str], folder: Path) ->
 def inner_overrides(overrides: Sequence[str], folder: Path) -> list[str]:
     """The same run in one place: its overrides without those of the launcher, and its folder."""
     kept = [item for item in overrides if not item.lstrip("+~").startswith((*_LAUNCHERS, "hydra."))]
-    return [*kept, "env=local", "driver=inline", f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
+    quiet = ["hydra.output_subdir=null", "hydra/job_logging=none"]  # the first process has written these files
+    return [*kept, "env=local", "driver=inline", f"hydra.run.dir='{folder.parent}'", *quiet]
 
 
 def torchrun_command(sizes: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:

@@ -9,10 +9,10 @@ so these are what is worth expanding.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -77,19 +77,24 @@ def signs(
         document: number of the document it is of.
         question: encoder ids of the question; empty to leave it out.
     """
-    held = Counter(token for chunk in chunks for token in set(chunk))
-    rare = {token: math.log((1 + len(chunks)) / count) for token, count in held.items()}
-    most = math.log(1 + len(chunks)) or 1.0
-    asked = set(question) & held.keys()
-    wanted = sum(rare[token] for token in asked) or 1.0
-    rarity = [sum(rare[token] for token in set(chunk)) / (most * max(1, len(set(chunk)))) for chunk in chunks]
-    overlap = [sum(rare[token] for token in asked.intersection(chunk)) / wanted for chunk in chunks]
-    beside = [
-        max([overlap[m] for m in (n - 1, n + 1) if 0 <= m < len(chunks) and document[m] == document[n]], default=0.0)
-        for n in range(len(chunks))
-    ]
-    rows = list(zip(map(float, has_number), rarity, overlap, beside, strict=True))
-    return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), SIGNS)
+    count = len(chunks)
+    if not count:
+        return torch.zeros(0, SIGNS)
+    owner = np.repeat(np.arange(count), [len(chunk) for chunk in chunks])
+    tokens = np.fromiter((token for chunk in chunks for token in chunk), np.int64, len(owner))
+    pairs = np.unique(np.stack([owner, tokens], 1), axis=0)  # a token counts once in a chunk
+    owner, (names, token, held) = pairs[:, 0], np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
+    rare = np.log((1 + count) / held)
+    asked = np.isin(names, list(question))
+    rarity = np.bincount(owner, rare[token], count) / np.maximum(1, np.bincount(owner, minlength=count))
+    overlap = np.bincount(owner, (rare * asked)[token], count) / (rare[asked].sum() or 1.0)
+    one = np.asarray(document)
+    together = one[1:] == one[:-1]  # neighbours of one document
+    beside = np.zeros(count)
+    beside[:-1] = np.where(together, overlap[1:], 0.0)
+    beside[1:] = np.maximum(beside[1:], np.where(together, overlap[:-1], 0.0))
+    columns = [np.asarray(has_number, np.float64), rarity / (math.log(1 + count) or 1.0), overlap, beside]
+    return torch.from_numpy(np.stack(columns, 1)).float()
 
 
 class Gate(nn.Module):

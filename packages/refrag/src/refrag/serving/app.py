@@ -54,6 +54,13 @@ class Limit(_Strict):
     threshold: float | None = None
 
 
+class Cell(_Strict):
+    """A chunk, by its document and its number in it."""
+
+    doc: str = Field(max_length=100)
+    chunk: int = Field(ge=0)
+
+
 class Ask(_Strict):
     """A question about documents.
 
@@ -61,7 +68,7 @@ class Ask(_Strict):
         question: in words.
         docs: what was retrieved.
         budget: what may be expanded; a quarter of the chunks by default.
-        expand: chunks to expand in any case, as [document id, number].
+        expand: chunks to expand in any case.
         exclude: chunks to leave as vectors in any case.
         compression: k; the model's own by default.
         max_new_tokens: of the answer.
@@ -71,8 +78,8 @@ class Ask(_Strict):
     question: str = Field(min_length=1, max_length=MAX_QUESTION)
     docs: list[Document] = Field(min_length=1, max_length=MAX_DOCUMENTS)
     budget: Limit = Limit(fraction=0.25)
-    expand: list[tuple[str, int]] = Field([], max_length=1_000)
-    exclude: list[tuple[str, int]] = Field([], max_length=1_000)
+    expand: list[Cell] = Field([], max_length=1_000)
+    exclude: list[Cell] = Field([], max_length=1_000)
     compression: int | None = Field(None, ge=1, le=256)
     max_new_tokens: int = Field(64, ge=1, le=MAX_NEW_TOKENS)
     id: str | None = Field(None, min_length=1, max_length=100)
@@ -155,7 +162,7 @@ class _Desk:
         if not ask.expand and not ask.exclude:
             return None
         window = self.generator.window(ask.question, docs, budget=Budget(fraction=0.0), compression=ask.compression)
-        pinned, excluded = set(ask.expand), set(ask.exclude)
+        pinned, excluded = ({(cell.doc, cell.chunk) for cell in cells} for cells in (ask.expand, ask.exclude))
         return [
             1e9 if (s.doc, s.chunk) in pinned else -1e9 if (s.doc, s.chunk) in excluded else float(s.score or 0.0)
             for s in window.slots
