@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -152,7 +151,14 @@ def test_mistakes_are_one_line_and_write_nothing(arguments, said, tmp_path):
 def test_an_interrupted_training_leaves_with_130_and_goes_on(tmp_path):
     command = [sys.executable, "-m", "clara_absa.cli", "train", "--limit", "24", "-o", "run"]
     command += ["--set", "train.epochs=400", "--set", "train.batch_size=4", "--set", "train.checkpoint_every=1"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A background job of a shell ignores SIGINT; the child must not inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     checkpoint = tmp_path / "run" / "checkpoints" / "last.safetensors"
     for _ in range(4000):
         if checkpoint.exists() or process.poll() is not None:
