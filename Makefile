@@ -85,6 +85,8 @@ bench: install ## Run every benchmark; one JSON object each, below runs/bench/
 	$(RUN) latentlab-cache bench --json > runs/bench/cache.json
 	$(RUN) rsr-net bench --json > runs/bench/rsr_net.json
 	$(RUN) nrms bench --json > runs/bench/nrms.json
+	$(RUN) seq2seq-keras bench --json > runs/bench/seq2seq_keras.json
+	$(RUN) clara-absa bench --json > runs/bench/clara_absa.json
 
 train-rsr: install ## Train rsr_net (PROFILE=sample: under a minute; PROFILE=full: CNN/DailyMail and BART-base)
 	$(RUN) rsr-net train --profile $(PROFILE) $(ARGS)
@@ -106,6 +108,29 @@ eval-nrms: install ## Evaluate the model that train-nrms wrote
 
 serve-nrms: install ## Serve the model that train-nrms wrote, with its page, on loopback
 	$(RUN) nrms serve --model runs/nrms/$(PROFILE) $(ARGS)
+
+SEQ2SEQ_PRESET := $(if $(filter full,$(PROFILE)),full,small)
+train-seq2seq: install ## Train seq2seq_keras (PROFILE=sample: minutes; PROFILE=full: the seed's sizes, hours)
+	$(RUN) seq2seq-keras train --preset $(SEQ2SEQ_PRESET) --output-dir runs/seq2seq_keras/$(PROFILE) \
+	  $(if $(filter full,$(PROFILE)),,--overwrite) $(ARGS)
+
+eval-seq2seq: install ## Evaluate the model that train-seq2seq wrote
+	$(RUN) seq2seq-keras evaluate --model runs/seq2seq_keras/$(PROFILE) $(ARGS)
+
+serve-seq2seq: install ## Serve the model that train-seq2seq wrote, with its page, on loopback
+	$(RUN) seq2seq-keras serve --model runs/seq2seq_keras/$(PROFILE) $(ARGS)
+
+CLARA_FULL := $(filter full,$(PROFILE))
+train-clara: install ## Train clara_absa (PROFILE=sample: about two minutes; PROFILE=full: MAMS, with MiniLM)
+	$(if $(CLARA_FULL),$(RUN) clara-absa prepare --output-dir data/raw)
+	$(RUN) clara-absa train --profile $(if $(CLARA_FULL),light --data data/raw,$(PROFILE)) \
+	  --output-dir runs/clara_absa/$(PROFILE) $(if $(CLARA_FULL),,--overwrite) $(ARGS)
+
+eval-clara: install ## Evaluate the model that train-clara wrote
+	$(RUN) clara-absa evaluate --model runs/clara_absa/$(PROFILE) $(ARGS)
+
+serve-clara: install ## Serve the model that train-clara wrote, with its page, on loopback
+	$(RUN) clara-absa serve --model runs/clara_absa/$(PROFILE) $(ARGS)
 
 clean: ## Remove everything that is generated (runs/ stays)
 	rm -rf .venv .uv uv.lock dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache site

@@ -111,7 +111,64 @@ def _nrms(folder: Path) -> System:
     )
 
 
-SYSTEMS = {"rsr_net": _rsr_net, "nrms": _nrms}
+def _seq2seq_keras(folder: Path) -> System:
+    model = ["--model", str(folder)]
+
+    def figure(results: dict[str, Any]) -> str:
+        f1 = {row["name"]: row["metrics"]["f1"] for row in results["evaluate"]["rows"]}
+        lead = max((name for name in f1 if name.startswith("lead-")), key=lambda name: f1[name])
+        beside = ", ".join(f"{name} {f1[name]:.2f}" for name in (lead, "longest sentence"))
+        return f"token F1 {f1['model']:.2f}, beside {beside}"
+
+    def sample(results: dict[str, Any]) -> tuple[str, str]:
+        made = results["attention"]
+        marked = " ".join(w.upper() if c > 0.5 else w for w, c in zip(made["words"], made["copied"], strict=True))
+        return " ".join(made["source"]), f"{made['text']}\n\nin capitals what was copied: {marked}"
+
+    plots = folder / "plots"
+    short = ["--limit", "2000", "--set", "train.epochs=3"]
+    return System(
+        "seq2seq_keras",
+        "a few sentences → one, written by an LSTM that can copy",
+        [
+            Step("train", ["seq2seq-keras", "train", *short, "--output-dir", str(folder)]),
+            Step("evaluate", ["seq2seq-keras", "evaluate", "--limit", "100", *model]),
+            Step("attention", ["seq2seq-keras", "attention", "--demo", "--output-dir", str(plots), *model]),
+        ],
+        figure,
+        sample,
+        [(plots / "attention.png", "What each word of the summary looked at")],
+    )
+
+
+def _clara_absa(folder: Path) -> System:
+    model = ["--model", str(folder)]
+
+    def figure(results: dict[str, Any]) -> str:
+        accuracy = {row["answers"]: row["accuracy"] for row in results["evaluate"]["answers"]}
+        own, prior = accuracy["model"], accuracy["aspect prior"]
+        return f"accuracy {own:.2f} from 8 vectors a sentence, beside {prior:.2f} by the aspect alone"
+
+    def sample(results: dict[str, Any]) -> tuple[str, str]:
+        made = results["predict"]
+        answers = (f"{a['aspect']}: {a['polarity']} ({a['confidence']:.2f})" for a in made["aspects"])
+        return made["text"], "\n".join(answers)
+
+    return System(
+        "clara_absa",
+        "a sentence, compressed to 8 vectors → what it says of each aspect",
+        [
+            Step("train", ["clara-absa", "train", "--output-dir", str(folder)]),
+            Step("evaluate", ["clara-absa", "evaluate", *model]),
+            Step("predict", ["clara-absa", "predict", "--demo", *model]),
+        ],
+        figure,
+        sample,
+        [(folder / "plots" / "confusion.png", "Polarities of held-out aspects, right and answered")],
+    )
+
+
+SYSTEMS = {"rsr_net": _rsr_net, "nrms": _nrms, "seq2seq_keras": _seq2seq_keras, "clara_absa": _clara_absa}
 
 
 def run_system(system: System, out: Output) -> tuple[dict[str, Any], list[dict[str, Any]]]:
