@@ -87,6 +87,7 @@ bench: install ## Run every benchmark; one JSON object each, below runs/bench/
 	$(RUN) nrms bench --json > runs/bench/nrms.json
 	$(RUN) seq2seq-keras bench --json > runs/bench/seq2seq_keras.json
 	$(RUN) clara-absa bench --json > runs/bench/clara_absa.json
+	$(RUN) refrag bench ttft --repeats 3 --json > runs/bench/refrag.json
 
 train-rsr: install ## Train rsr_net (PROFILE=sample: under a minute; PROFILE=full: CNN/DailyMail and BART-base)
 	$(RUN) rsr-net train --profile $(PROFILE) $(ARGS)
@@ -131,6 +132,19 @@ eval-clara: install ## Evaluate the model that train-clara wrote
 
 serve-clara: install ## Serve the model that train-clara wrote, with its page, on loopback
 	$(RUN) clara-absa serve --model runs/clara_absa/$(PROFILE) $(ARGS)
+
+REFRAG_DATA := $(if $(filter full,$(PROFILE)),data/refrag)
+train-refrag: install ## Train refrag (PROFILE=sample: about two minutes; PROFILE=full: prepared questions)
+	$(if $(REFRAG_DATA),$(RUN) refrag prepare --output-dir $(REFRAG_DATA))
+	$(RUN) refrag train --output-dir runs/refrag/$(PROFILE) \
+	  $(if $(REFRAG_DATA),--data $(REFRAG_DATA)/questions_train.jsonl.gz,--overwrite) $(ARGS)
+
+eval-refrag: install ## Evaluate the model that train-refrag wrote
+	$(RUN) refrag evaluate --model runs/refrag/$(PROFILE) \
+	  $(if $(REFRAG_DATA),--data $(REFRAG_DATA)/questions_valid.jsonl.gz) $(ARGS)
+
+serve-refrag: install ## Serve the model that train-refrag wrote, with its page, on loopback
+	$(RUN) refrag serve --model runs/refrag/$(PROFILE) $(ARGS)
 
 clean: ## Remove everything that is generated (runs/ stays)
 	rm -rf .venv .uv uv.lock dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache site

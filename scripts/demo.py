@@ -168,7 +168,42 @@ def _clara_absa(folder: Path) -> System:
     )
 
 
-SYSTEMS = {"rsr_net": _rsr_net, "nrms": _nrms, "seq2seq_keras": _seq2seq_keras, "clara_absa": _clara_absa}
+def _refrag(folder: Path) -> System:
+    model = ["--model", str(folder)]
+
+    def figure(results: dict[str, Any]) -> str:
+        rows = {row["name"]: row for row in results["evaluate"]["results"]}
+        gate, full = rows["gate 0.25"], rows["all tokens"]
+        return (
+            f"right numbers {gate['value']:.0%} from {gate['positions']:.0f} positions in place of "
+            f"{full['positions']:.0f}, citations right {gate['cited_right']:.0%}"
+        )
+
+    def sample(results: dict[str, Any]) -> tuple[str, str]:
+        rows = results["demo"]["answers"]
+        return "\n".join(row["question"] for row in rows), "\n".join(row["answer"] for row in rows)
+
+    return System(
+        "refrag",
+        "a question and documents read as vectors → an answer that cites them",
+        [
+            Step("train", ["refrag", "train", "--output-dir", str(folder)]),
+            Step("evaluate", ["refrag", "evaluate", "--limit", "50", *model]),
+            Step("demo", ["refrag", "demo", *model]),
+        ],
+        figure,
+        sample,
+        [],
+    )
+
+
+SYSTEMS = {
+    "rsr_net": _rsr_net,
+    "seq2seq_keras": _seq2seq_keras,
+    "clara_absa": _clara_absa,
+    "nrms": _nrms,
+    "refrag": _refrag,
+}
 
 
 def run_system(system: System, out: Output) -> tuple[dict[str, Any], list[dict[str, Any]]]:
