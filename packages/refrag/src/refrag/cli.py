@@ -213,7 +213,7 @@ def evaluate(
     limit: Limit = None,
     output_dir: OutputDir = None,
 ) -> None:
-    """Measure on held-out data: answers and citations, or perplexity, by how documents are given."""
+    """Measure on held-out data: answers and citations (with a report), or perplexity, by how documents are given."""
     if task not in ("questions", "perplexity"):
         raise UserError(f"{task!r} is no task", "--task", "Use questions or perplexity")
     from refrag.pipeline import evaluate_questions, evaluate_run
@@ -237,7 +237,13 @@ def evaluate(
         command += f" --limit {limit}" if limit else ""
         write_table(output_dir / f"{task}.json", shown, command=command, data=Path(data).name)
     columns = [name for name in rows[0] if name not in ("supported", "invalid")] if task == "questions" else None
-    out.result({"results": rows}, table(rows, columns))
+    shown_at = {}
+    if task == "questions" and (model / "config.json").is_file():  # a run folder
+        from refrag.eval.report import write_report
+
+        shown_at = write_report(model, rows)
+    told: list[Any] = [table(rows, columns), *([f"report: {shown_at['report']}"] if shown_at else [])]
+    out.result({"results": rows, **({"files": shown_at} if shown_at else {})}, told)
 
 
 @verb(app)

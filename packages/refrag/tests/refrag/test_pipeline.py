@@ -53,6 +53,11 @@ def test_train_then_predict(tmp_path):
     out, _ = refrag("evaluate", "--model", run, "--limit", 3, "--expand", 0.3, "-o", tmp_path / "tables", "--json")
     names = [row["name"] for row in json.loads(out)["results"]]
     assert names[:4] == ["no documents", "all tokens", "vectors only", "gate 0.3"] and len(names) == 9
+    files = json.loads(out)["files"]
+    assert (
+        all(Path(path).stat().st_size > 500 for path in files.values())
+        and "gate 0.3" in (run / "report.html").read_text()
+    )
     table = json.loads((tmp_path / "tables" / "questions.json").read_text())
     assert table["command"].endswith("--expand 0.3 --limit 3") and len(table["rows"]) == 9
     out, _ = refrag("demo", "--model", run, "--questions", 2, "--json")
