@@ -38,7 +38,10 @@ def launch(config: Mapping[str, Any], overrides: Sequence[str], folder: Path) ->
     inner = inner_overrides(overrides, folder)
     if name == "awsbatch":
         request = batch_request(env, inner)
-        return {"request": request} if env["dry_run"] else _submit(request)
+        if env["dry_run"]:
+            print(to_json(request))  # noqa: T201  (what was asked for)
+            return {"request": request}
+        return _submit(request)
     if name == "docker":
         return _run(docker_command(env, inner), env["dry_run"])
     if name == "torchrun" or driver["name"] == "torchrun":
