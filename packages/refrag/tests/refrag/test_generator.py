@@ -11,7 +11,7 @@ from refrag_tokenizers import SENTENCES, tokenizer
 from transformers import GenerationConfig
 
 from latentlab_shared.errors import UserError
-from refrag.inference.citations import CitationRule, Vocabulary, find_citations
+from refrag.inference.citations import CitationRule, Support, Vocabulary, find_citations
 from refrag.inference.generator import RefragGenerator
 from refrag.model.documents import Doc
 from refrag.model.gate import Budget, Gate, choose, signs
@@ -334,6 +334,33 @@ def test_tokens_that_hold_brackets_are_seen_through():
     assert allowed([]) == [0, 1, 3, 4, 5, 7]  # not "a[": nothing here could go on from it
     assert allowed([1]) == [3, 7]
     assert allowed([1, 7]) == [3]
+
+
+def test_the_evidence_decides_and_the_decoder_among_equals():
+    class Words:
+        pieces = [b"mill", b" ", b"[", b"1", b"2", b"]", b"[2", b" 42", b". "]
+        opening = [2, 6]
+        starting = {109: [0], 32: [1, 7], 91: [2, 6], 49: [3], 50: [4], 93: [5], 46: [8]}
+
+    docs = [Doc("1", "A mill."), Doc("2", "An inn of 42 beds.")]
+    rule = CitationRule(Words(), ["1", "2"], Support(docs))
+
+    def allowed(*written):
+        scores = torch.zeros(len(Words.pieces))
+        rule.apply(written, scores)
+        return torch.isfinite(scores).nonzero().flatten().tolist()
+
+    assert allowed(0) == [0, 1, 2, 3, 4, 5, 7, 8]  # a mill: no "[2"
+    assert allowed(0, 2) == [3] and allowed(0, 2, 3) == [5]
+    assert allowed(0, 7, 2) == [4]  # a figure counts double
+    assert allowed(0, 8, 2) == [3, 4] == allowed(1, 2)  # nothing is said: whatever the decoder likes
+    assert allowed(0, 6) == [5]  # begun, against the rule, by someone else: it still ends well
+    assert Support([])("anything") == []
+
+
+def test_who_decides_has_to_be_known():
+    with pytest.raises(UserError, match="evidence or decoder"):
+        make().answer(ASK, DOCS, cite="nobody")
 
 
 def test_an_id_that_cannot_be_written_is_refused():

@@ -52,14 +52,14 @@ def test_train_then_predict(tmp_path):
     assert "not empty" in err
     out, _ = refrag("evaluate", "--model", run, "--limit", 3, "--expand", 0.3, "-o", tmp_path / "tables", "--json")
     names = [row["name"] for row in json.loads(out)["results"]]
-    assert names[:4] == ["no documents", "all tokens", "vectors only", "gate 0.3"] and len(names) == 9
+    assert names[:4] == ["no documents", "all tokens", "vectors only", "gate 0.3"] and len(names) == 10
     files = json.loads(out)["files"]
     assert (
         all(Path(path).stat().st_size > 500 for path in files.values())
         and "gate 0.3" in (run / "report.html").read_text()
     )
     table = json.loads((tmp_path / "tables" / "questions.json").read_text())
-    assert table["command"].endswith("--expand 0.3 --limit 3") and len(table["rows"]) == 9
+    assert table["command"].endswith("--expand 0.3 --limit 3") and len(table["rows"]) == 10
     out, _ = refrag("demo", "--model", run, "--questions", 2, "--json")
     assert len(json.loads(out)["answers"]) == 2
 
@@ -79,7 +79,7 @@ def test_questions_from_a_file_and_parts_from_folders(tmp_path):
     results = train_run(tmp_path / "two", settings)
     assert results["last"]["loss"] > 0 and results["gate"]["last"] >= 0 and first["model"] != results["model"]
     rows = evaluate_questions(Path(results["model"]), str(tmp_path / "q.jsonl"), limit=2)
-    assert len(rows) == 9 and rows[0]["k"] == 8
+    assert len(rows) == 10 and rows[0]["k"] == 8
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from latentlab_shared.errors import UserError
 from latentlab_shared.metrics.classification import exact_match, normalise_answer, token_f1
 from refrag.data.questions import QuestionExample
 from refrag.eval.selection import cosine_scores, perplexity_scores, random_scores
-from refrag.inference.generator import Answer, RefragGenerator, greedy
+from refrag.inference.generator import Answer, Cite, RefragGenerator, greedy
 from refrag.model.gate import Budget
 from refrag.training.objectives import ContinuationObjective
 from refrag.training.questions import prepare
@@ -33,24 +33,31 @@ class Way:
         budget: what may be expanded; None for nothing.
         selection: one of ``SELECTIONS``; None leaves the choice to the budget alone.
         documents: False leaves them out.
+        cite: who decides which document a citation names.
     """
 
     name: str
     budget: Budget | None
     selection: str | None = None
     documents: bool = True
+    cite: Cite = "evidence"
 
 
 def ways(fractions: Sequence[float], selections: Sequence[str] = SELECTIONS) -> list[Way]:
-    """No documents, all of their tokens, vectors only, and each selection at each share of expanded chunks."""
+    """No documents, all of their tokens, vectors only, and each selection at each share of expanded chunks.
+
+    Beside the gate stands, at each share, what the decoder cites when it is left to itself.
+    """
     fixed = [
         Way("no documents", None, documents=False),
         Way("all tokens", Budget(fraction=1.0)),
         Way("vectors only", None),
     ]
-    return fixed + [
-        Way(f"{name} {share:g}", Budget(fraction=share), name) for share in fractions for name in selections
-    ]
+    for share in fractions:
+        fixed += [Way(f"{name} {share:g}", Budget(fraction=share), name) for name in selections]
+        if "gate" in selections:
+            fixed.append(Way(f"gate {share:g}, decoder cites", Budget(fraction=share), "gate", cite="decoder"))
+    return fixed
 
 
 @torch.no_grad()
@@ -103,7 +110,12 @@ def evaluate_answers(
             part = asked[at : at + batch_size]
             some = scores[at : at + batch_size] if scores is not None else None
             answers += generator.answer_many(
-                part, budget=way.budget, scores=some, compression=compression, generation=greedy(max_new_tokens)
+                part,
+                budget=way.budget,
+                scores=some,
+                compression=compression,
+                cite=way.cite,
+                generation=greedy(max_new_tokens),
             )
             prompts = [
                 generator.window(

@@ -1,9 +1,13 @@
-"""Citations that cannot be wrong in form: after ``[`` only the given ids can follow, up to ``]``."""
+"""Citations that cannot be wrong in form, and that follow the evidence.
+
+After ``[`` only the given ids can follow, up to ``]``. Which of them is decided by what has been said: the document
+that shares most words with the statement before the bracket, figures counting double; among equals the decoder chooses.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,21 +77,26 @@ class CitationRule:
     Args:
         vocabulary: of the decoder.
         ids: documents that may be cited.
+        supported: from the text before a bracket to those of the ids that it may hold; None leaves it to the decoder.
 
     Raises:
         UserError: if the tokenizer cannot write one of the ids.
     """
 
-    def __init__(self, vocabulary: Vocabulary, ids: Sequence[str]) -> None:
-        self.vocabulary = vocabulary
+    def __init__(
+        self, vocabulary: Vocabulary, ids: Sequence[str], supported: Callable[[str], Sequence[str]] | None = None
+    ) -> None:
+        self.vocabulary, self.supported = vocabulary, supported
         self.names = [f"{name}]".encode() for name in ids]
         self.known: dict[bytes | None, tuple[Tensor, bool]] = {}
+        self.narrower: dict[tuple[str, ...], CitationRule] = {}
         for name in self.names:
             self._must_be_writable(name)
 
     def apply(self, ids: Sequence[int], scores: Tensor) -> None:
         """Forbid, in place, what would break a citation after the new tokens ``ids``; scores (V,)."""
-        tokens, only = self._rule(self.state(ids))
+        state = self.state(ids)
+        tokens, only = self._narrowed(ids, state)._rule(state)
         tokens = tokens.to(scores.device)
         if only:
             kept = scores[tokens]
@@ -95,6 +104,19 @@ class CitationRule:
             scores[tokens] = kept
         else:
             scores[tokens] = -torch.inf
+
+    def _narrowed(self, ids: Sequence[int], state: bytes | None) -> CitationRule:
+        """The rule of the documents that the text before the bracket speaks for."""
+        if self.supported is None:
+            return self
+        written = b"".join(self.vocabulary.pieces[token] for token in ids)
+        before = written if state is None else written[: written.rindex(b"[")]
+        names = tuple(self.supported(before.decode(errors="replace")))
+        if state and not any(f"{name}]".encode().startswith(state) for name in names):
+            return self  # an id was begun before the statement was whole
+        if names not in self.narrower:
+            self.narrower[names] = CitationRule(self.vocabulary, names)
+        return self.narrower[names]
 
     def state(self, ids: Sequence[int]) -> bytes | None:
         """What has been written since an open ``[``; None outside of brackets."""
@@ -156,6 +178,29 @@ class CitationRule:
         raise UserError(f"the decoder's tokens cannot write {name[:-1].decode()!r}", "Doc.id", "Use plain ids")
 
 
+class Support:
+    """Which documents speak for a statement: those that share most of its words, figures counting double.
+
+    Args:
+        docs: that may be cited.
+    """
+
+    def __init__(self, docs: Sequence[Doc]) -> None:
+        self.words = {doc.id: set(_WORD.findall(f"{doc.title or ''} {doc.text}".casefold())) for doc in docs}
+
+    def __call__(self, text: str) -> list[str]:
+        """Ids for the last statement of a text; several if they share as much."""
+        statement = _STATEMENT.search(text)
+        wanted = set(_WORD.findall((statement[0] if statement else "").casefold()))
+        worth = {name: _weight(wanted & words) for name, words in self.words.items()}
+        most = max(worth.values(), default=0)
+        return [name for name, weight in worth.items() if weight == most]
+
+
+def _weight(shared: set[str]) -> int:
+    return sum(2 if word.isdecimal() else 1 for word in shared)
+
+
 def find_citations(answer: str, docs: Sequence[Doc], slots: Sequence[Slot]) -> list[Citation]:
     """The citations of an answer, in order; an unfinished one at its end is none.
 
@@ -175,8 +220,7 @@ def find_citations(answer: str, docs: Sequence[Doc], slots: Sequence[Slot]) -> l
 
         def worth(slot: Slot, text: str = text, wanted: set[str] = wanted) -> tuple[int, bool, float]:
             shared = wanted.intersection(_WORD.findall(text[slot.start : slot.end].casefold()))
-            weight = sum(2 if word.isdecimal() else 1 for word in shared)
-            return weight, slot.expanded, slot.score if slot.score is not None else 0.0
+            return _weight(shared), slot.expanded, slot.score if slot.score is not None else 0.0
 
         start, end = 0, len(text)
         if mine:

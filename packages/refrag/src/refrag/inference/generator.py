@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
 from latentlab_shared.errors import UserError
-from refrag.inference.citations import Citation, CitationRule, CitationRules, Vocabulary, find_citations
+from refrag.inference.citations import Citation, CitationRule, CitationRules, Support, Vocabulary, find_citations
 from refrag.inference.vectors import RowVectors
 from refrag.model.documents import Doc, Message
 from refrag.model.gate import Budget, choose, signs
@@ -25,6 +25,9 @@ from refrag.model.tokenizer.spans import plain_ids
 from refrag.model.window import Slot, Window, build_window
 
 Question = str | Sequence[Message]
+
+Cite = Literal["evidence", "decoder"]
+"""Who decides which document a citation names: what the statement shares with the documents, or the decoder alone."""
 
 _QUESTION_TOKENS = 64  # of the question, as the encoder reads it
 _HELD_BYTES = 1 << 28  # of chunk vectors in memory
@@ -248,6 +251,7 @@ class RefragGenerator:
         budget: Budget | None = _SOME,
         scores: Sequence[float] | None = None,
         compression: int | None = None,
+        cite: Cite = "evidence",
         generation: GenerationConfig = _GREEDY,
         on_window: Callable[[Window], None] | None = None,
         on_text: Callable[[str], None] | None = None,
@@ -261,6 +265,7 @@ class RefragGenerator:
             budget: as for ``window``.
             scores: as for ``window``.
             compression: as for ``window``.
+            cite: who decides which document a citation names; it is one of the given ones in any case.
             generation: transformers' settings; greedy by default.
             on_window: told what the decoder will read, before it does.
             on_text: told each new piece of the answer as it comes.
@@ -273,7 +278,7 @@ class RefragGenerator:
             plan = self._plan(question, docs, compression)
             window = self._window(plan, self._read([plan])[0], budget, scores)
         streamer = _Pieces(self.tokenizer.decoder_tokenizer, on_text) if on_text is not None else None
-        rules = LogitsProcessorList([CitationRules([self._rule(docs)])])
+        rules = LogitsProcessorList([CitationRules([self._rule(docs, cite)])])
         if on_window is not None:
             on_window(window)
         (ids,) = self.model.generate(
@@ -288,6 +293,7 @@ class RefragGenerator:
         budget: Budget | None = _SOME,
         scores: Sequence[Sequence[float]] | None = None,
         compression: int | None = None,
+        cite: Cite = "evidence",
         generation: GenerationConfig = _GREEDY,
     ) -> list[Answer]:
         """Answer questions side by side, each from its own documents, with one encoder call and the same answers."""
@@ -299,12 +305,14 @@ class RefragGenerator:
                 self._window(plan, vectors, budget, rated)
                 for plan, vectors, rated in zip(plans, found, given, strict=True)
             ]
-        rules = LogitsProcessorList([CitationRules([self._rule(plan.docs) for plan in plans])])
+        rules = LogitsProcessorList([CitationRules([self._rule(plan.docs, cite) for plan in plans])])
         written = self.model.generate([w.embeddings for w in windows], generation, logits_processor=rules)
         return [self._answer(ids, plan, window) for ids, plan, window in zip(written, plans, windows, strict=True)]
 
-    def _rule(self, docs: Sequence[Doc]) -> CitationRule:
-        return CitationRule(self._vocabulary, [doc.id for doc in docs])
+    def _rule(self, docs: Sequence[Doc], cite: Cite) -> CitationRule:
+        if cite not in ("evidence", "decoder"):
+            raise UserError(f"{cite!r} decides nothing", "cite", "Use evidence or decoder")
+        return CitationRule(self._vocabulary, [doc.id for doc in docs], Support(docs) if cite == "evidence" else None)
 
     def _answer(self, ids: list[int], plan: _Plan, window: Window) -> Answer:
         text = _text(self.tokenizer.decoder_tokenizer, ids)
