@@ -63,7 +63,7 @@ def training_plot(metrics: Sequence[Mapping[str, Any]], schedule: Any, path: Pat
     figure, (left, right) = new_figure(columns=2)
     for name in ("rec", "ext", "reason", "absa"):
         values = [(row["step"], row[name]) for row in metrics if name in row]
-        if values:
+        if any(value for _, value in values):  # a task that is not trained has no curve
             left.plot(*zip(*values, strict=True), marker="o", markersize=3, label=name)
     left.set(xlabel="epoch", ylabel="loss", title="Losses")
     left.legend(frameon=False)
