@@ -212,6 +212,8 @@ def test_evaluation_and_its_page(summarizer, tmp_path):
     assert [b["name"] for b in found.behaviour] == ["model", "references"] and found.texts == 40
     assert found.behaviour[0]["repeated_bigrams"] == 0
     page = write_report(tmp_path, found, "A <title>").read_text()
+    gain = found.gains[0]
+    assert "{:+.3f} [{:+.3f}, {:+.3f}]".format(gain["metrics"]["f1"], *gain["interval"]["f1"]) in page
     assert "A &lt;title&gt;" in page and EXAMPLES[0].text[:60] in page and page.count("data:image/png") == 3
     for name in ("attention", "copied", "scores"):
         assert (tmp_path / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")

@@ -85,7 +85,7 @@ def write_report(folder: Path, found: Evaluation, title: str) -> Path:
     )
     sections = [
         ("Scores", bars + html_table(_flat(found.rows)) + f"<p>{html.escape(found.signature)}</p>"),
-        ("Model minus baseline", html_table(_flat(found.gains))),
+        ("Model minus baseline, 95 % intervals", html_table([_with_intervals(row) for row in found.gains])),
         ("Behaviour", html_table(found.behaviour)),
         ("Attention", pictures),
         (
@@ -95,6 +95,14 @@ def write_report(folder: Path, found: Evaluation, title: str) -> Path:
         ),
     ]
     return write_page(folder / "report.html", title, f"{found.texts} held-out texts.", sections)
+
+
+def _with_intervals(row: dict[str, Any]) -> dict[str, str]:
+    ends = row["interval"]
+    return {
+        "name": row["name"],
+        **{m: f"{v:+.3f} [{ends[m][0]:+.3f}, {ends[m][1]:+.3f}]" for m, v in row["metrics"].items()},
+    }
 
 
 def _flat(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ class _Search(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
     def function(self, batch: int | None, width: int | None) -> Any:
         """A ``tf.function`` for ids (batch, width); None for any."""
         spec = [tf.TensorSpec((batch, width), tf.int32, name) for name in ("source", "source_ext")]
-        return tf.function(self.run, input_signature=spec)
+        return tf.function(self.run, input_signature=spec, autograph=False)
 
 
 def export(summarizer: Summarizer, folder: Path, formats: tuple[str, ...], texts: list[str]) -> list[dict[str, Any]]:

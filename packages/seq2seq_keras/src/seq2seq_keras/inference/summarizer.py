@@ -200,7 +200,7 @@ def compile_search(model: Seq2Seq, length: int, config: DecodeConfig) -> Any:
     def run(source: Any, source_ext: Any) -> Any:
         return tuple(search(model, source, source_ext, length, config))
 
-    return tf.function(run, input_signature=[ids, ids])
+    return tf.function(run, input_signature=[ids, ids], autograph=False)
 
 
 __all__ = ["Summarizer", "Summary", "compile_search"]

@@ -82,9 +82,10 @@ class Trainer:
         self._compile()
 
     def _compile(self) -> None:
-        ids = tf.TensorSpec((None, None), tf.int32)
-        self.train_step = tf.function(self._train_step, input_signature=[ids] * 4)
-        self.valid_step = tf.function(self._valid_step, input_signature=[ids] * 4)
+        ids = [tf.TensorSpec((None, None), tf.int32)] * 4
+        # No autograph: it reads the source files anew when a step is traced, which may be an epoch after the start.
+        self.train_step = tf.function(self._train_step, input_signature=ids, autograph=False)
+        self.valid_step = tf.function(self._valid_step, input_signature=ids, autograph=False)
 
     def begin_coverage(self) -> None:
         """From here on the attention sees what it has read; the steps are traced anew."""
