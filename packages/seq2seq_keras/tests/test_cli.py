@@ -156,7 +156,9 @@ def test_ablate_trains_each_variant_once(tmp_path):
     again = s2s(*call, "--json", cwd=tmp_path)
     assert json.loads(again.stdout)["results"] == found and len(stamps) == 3
     assert {f: f.stat().st_mtime_ns for f in stamps} == stamps, "a finished variant was trained again"
-    rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    written = json.loads((tmp_path / "a.json").read_text())
+    rows = written["rows"]
+    assert written["command"].endswith("--limit 60 --texts 5") and rows[0]["metrics"]["examples"] == 60
     assert [row["name"] for row in rows] == [*names, "lead-13"]
     other = s2s("ablate", *FAST, "--seed", "5", "--variant", "seed", "-o", "runs", cwd=tmp_path, code=2)
     assert "other data or settings" in other.stderr

@@ -37,7 +37,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-_TRAINED = ("parameters", "epochs", "valid_loss", "seconds")  # of a run's training, shown in its row
+_TRAINED = ("parameters", "examples", "epochs", "valid_loss", "seconds")  # of a run's training, shown in its row
 
 
 def ablate(
@@ -95,6 +95,7 @@ def ablate(
         rows.append({"name": name, "metrics": metrics, "interval": found["rows"][0]["interval"]})
     if table is not None:
         told = "".join(f" --variant {name!r}" for name in wanted) + "".join(f" --set {item}" for item in overrides)
+        told += "".join(f" --{flag} {count}" for flag, count in (("limit", asked.limit), ("texts", texts)) if count)
         write_table(
             table,
             [*rows, *(row for row in found["rows"] if row["name"] == "lead-13")],
