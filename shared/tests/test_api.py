@@ -61,7 +61,7 @@ def test_a_body_that_is_no_json_or_too_large(client):
     broken = client.post("/ask", content=b"{", headers={"content-type": "application/json"})
     assert broken.status_code == 422 and broken.json()["error"].startswith("the body is not JSON")
     large = client.post("/ask", content=b" " * ((1 << 20) + 1))
-    assert large.status_code == 413 and "1 MiB" in large.json()["error"]
+    assert large.status_code == 413 and "too large" in large.json()["error"] and "1 MiB" in large.json()["error"]
     assert client.post("/ask", content=iter([b"{}"])).status_code == 413  # its length is not told
     assert client.get("/nowhere").json() == {"error": "Not Found"}
 
@@ -71,3 +71,35 @@ def test_a_page_escapes_and_runs_nothing_from_elsewhere(client):
     assert answer.text == "<p>&lt;b&gt; &amp; &#x27;it&#x27;</p>"
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert client.post("/ask", json={"k": 5}).headers["retry-after"] == "1"
+
+
+def test_a_malformed_piece_of_a_body_leaves_no_traceback(client):
+    """The server answers that itself; what we would say has nobody to hear it."""
+    pytest.importorskip("uvicorn")
+    import io
+    import logging
+    import socket
+    import threading
+
+    import uvicorn
+
+    log = io.StringIO()
+    handler = logging.StreamHandler(log)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        server = uvicorn.Server(uvicorn.Config(client.app, log_config=None, lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        logging.getLogger("uvicorn.error").addHandler(handler)
+        thread.start()
+        try:
+            head = b"POST /ask HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            for body, status in ((b"ZZ\r\n", b" 400 "), (b"2\r\n{}\r\n0\r\n\r\n", b" 413 ")):
+                with socket.create_connection(listener.getsockname(), timeout=60) as one:
+                    one.sendall(head + body)
+                    assert status in one.recv(1000).split(b"\r\n")[0]
+        finally:
+            server.should_exit = True
+            thread.join()
+            logging.getLogger("uvicorn.error").removeHandler(handler)
+    assert "Traceback" not in log.getvalue()

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,7 @@ def test_a_model_that_was_trained_again_takes_the_place_of_the_one_before(tmp_pa
         (["models", "--database", "oracle://x"], "not supported"),
         (["activate", "abc", "--database", "x.db"], "x.db"),
         (["train", "--profile", "huge"], "is not a profile"),
+        (["train", "--data", ""], "--data: is empty"),
         (["train", "--set", "train.epochz=3"], "epochz"),
         (["train", "--set", "model.heads=0"], "model.heads must be at least 1, not 0"),
         (["train", "--set", "model.heads=2.5"], "model.heads=2.5 is not of type int"),
@@ -180,6 +182,14 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path, arguments: list[s
     lines = done.stderr.strip().splitlines()
     assert done.returncode == 2 and done.stdout == "" and len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ") and said in lines[0]
+
+
+def test_a_run_that_has_not_ended_does_not_answer(folder: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut"
+    shutil.copytree(folder, cut)
+    shutil.rmtree(cut / "catalogue")
+    done = nrms("recommend", "--model", cut, "--history", "N1")
+    assert done.returncode == 2 and f"nrms train --resume {cut}" in done.stderr and done.stdout == ""
 
 
 def test_export_gives_the_same_scores_in_another_runtime(folder: Path, tmp_path: Path, model: LoadedModel) -> None:

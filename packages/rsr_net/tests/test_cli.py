@@ -203,6 +203,7 @@ def test_wrong_settings_are_one_line_and_write_nothing(tmp_path):
         (["--config", "absent.yaml"], "absent.yaml"),
         (["--profile", "large"], "--profile"),
         (["--data", "absent"], "no such file or folder"),
+        (["--data", ""], "--data: is empty"),
         (["--data", "bad.jsonl.gz"], "bad.jsonl.gz:2"),
         (["--encoder", "absent"], "absent"),
         (["--resume", "absent"], "absent"),

@@ -134,7 +134,7 @@ def test_wrong_requests_get_one_line(summarizer):
         (lambda: summarizer.summarize(ARTICLE, max_sentences=9), "Ask for 1 to 8"),
         (lambda: summarizer.summarize("It rained. " * 4001), "4001 sentences"),
         (lambda: bare.summarize(ARTICLE, mode="retrieve"), "no index"),
-        (lambda: bare.summarize(ARTICLE, mode="generate"), "rsr-net train --decoder"),
+        (lambda: bare.summarize(ARTICLE, mode="generate"), "--resume RUN --decoder"),
         (lambda: Summarizer(summarizer.refiner, TinyEncoder(dim=8), "tiny", summarizer.config), "8 numbers"),
     ):
         with pytest.raises(UserError, match=said):
@@ -188,10 +188,14 @@ def test_damaged_and_foreign_folders_get_one_line(summarizer, tmp_path):
     (cut / "refiner.safetensors").write_bytes((cut / "refiner.safetensors").read_bytes()[:-10])
     unfinished = tmp_path / "run"
     unfinished.mkdir()
-    (unfinished / "config.json").write_text("{}")
+    (unfinished / "config.json").write_text('{"encoder": "tiny"}')
+    other = tmp_path / "another package's"
+    other.mkdir()
+    (other / "config.json").write_text('{"model": {}}')
     for folder, said in (
         (tmp_path / "absent", "rsr-net train"),
         (unfinished, "has not finished"),
+        (other, "no model of rsr-net"),
         (cut, "damaged"),
         (edited("a", lambda about: about.update(format=99)), "format"),
         (edited("b", lambda about: about["config"].update(depth=3)), "depth"),

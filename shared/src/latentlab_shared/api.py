@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from latentlab_shared.errors import RunFailed, UserError
 
@@ -51,13 +51,27 @@ def add_errors(app: FastAPI) -> None:
 
 def limit_bodies(app: FastAPI, max_bytes: int) -> None:
     """Refuse, with 413 and before anything is read, bodies that are larger or do not say how large they are."""
+    app.add_middleware(_Limit, max_bytes=max_bytes)
 
-    @app.middleware("http")
-    async def limit(request: Request, call_next: Any) -> Any:
-        length = request.headers.get("content-length", "")
-        if request.method == "POST" and not (length.isdigit() and int(length) <= max_bytes):
-            return error(413, f"the body must name its length, of at most {max_bytes / 2**20:g} MiB")
-        return await call_next(request)
+
+class _Limit:
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app, self._max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        most = f"of at most {self._max_bytes / 2**20:g} MiB"
+        if not length.isdigit():
+            # A body in pieces whose first is malformed was answered by the server itself: nobody is there any more.
+            if (await receive())["type"] != "http.disconnect":
+                await error(413, f"the body must name its length, {most}")(scope, receive, send)
+        elif int(length) > self._max_bytes:
+            await error(413, f"the body is too large: give one {most}")(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 def page(html: str, texts: Mapping[str, str] | None = None) -> HTMLResponse:

@@ -128,6 +128,8 @@ def train(
     from nrms.server.corpus import save_catalogue
     from nrms.training.trainer import train
 
+    if data == "":
+        raise UserError("is empty", "--data", "Leave the option out for the built-in sample")
     data = data or (str(_data_of(resume)) if resume else "sample")
     profile = profile or ("sample" if data == "sample" else "full")
     if profile not in ("sample", "full"):
@@ -386,7 +388,8 @@ def _predict(
         [*known, *read], k, history_titles=titles, categories=category or (), diversity=diversity, explain=True
     )
     if answer.missing:
-        out.warn(f"not in the catalogue: {', '.join(answer.missing[:5])}{' …' if len(answer.missing) > 5 else ''}")
+        shown = f"{', '.join(answer.missing[:5])}{' …' if len(answer.missing) > 5 else ''}"
+        out.warn(f"not in the catalogue: {shown} (--history takes ids; a title goes in with --title)")
     out.result(answer.to_dict(), _ranking(answer))
 
 
@@ -399,7 +402,11 @@ def _recommender(model: Path, database: str | None, user: str, device: str) -> t
     from nrms.inference import Recommender
 
     if database is None:
-        return Recommender.from_pretrained(model, device=device), []
+        found = Recommender.from_pretrained(model, device=device)
+        if not len(found):
+            fix = f"Go on: nrms train --resume {model}"
+            raise UserError("this run has embedded no articles: its training has not ended", model, fix)
+        return found, []
     from nrms.server.store import Store
     from nrms.server.sync import Follower
 

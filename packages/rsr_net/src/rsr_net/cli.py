@@ -120,6 +120,9 @@ def train(
 
     if profile not in PROFILES:
         raise UserError(f"{profile!r} is not a profile", "--profile", f"Use one of: {', '.join(PROFILES)}")
+    for name, value in (("--data", data), ("--encoder", encoder)):
+        if value == "":
+            raise UserError("is empty", name, "Leave the option out for the profile's own")
     given = (config, sets, data, encoder, limit, output_dir, seed)
     if resume and (overwrite or skip_bad or any(option is not None for option in given)):
         raise UserError("the run keeps its own data and settings", "--resume", "Leave the other options out")

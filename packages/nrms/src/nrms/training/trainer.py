@@ -276,7 +276,7 @@ class _Trainer:
                     self._update(indices, parts)
                     if self.stopping or (stop_after is not None and progress.updates - started >= stop_after):
                         self._save()
-                        raise KeyboardInterrupt
+                        raise KeyboardInterrupt(f"go on with nrms train --resume {self.run.path}")
                     if config.save_every and progress.updates % config.save_every == 0:
                         self._save()
                 self._finish_epoch()

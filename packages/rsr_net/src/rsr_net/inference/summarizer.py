@@ -161,7 +161,9 @@ class Summarizer:
         if mode == "retrieve" and self.index is None:
             raise UserError("the model has no index of summaries", "mode retrieve", "Train it again with rsr-net train")
         if mode not in self.modes:
-            raise UserError("the model has no decoder", "mode generate", "Train one: rsr-net train --decoder")
+            raise UserError(
+                "the model has no decoder", "mode generate", "Add one: rsr-net train --resume RUN --decoder"
+            )
         found: list[Summary] = []
         for at in range(0, len(examples), _GROUP):
             group = examples[at : at + _GROUP]
@@ -319,6 +321,9 @@ def model_folder(folder: Path) -> Path:
         if (home / "refiner.safetensors").is_file() and (home / "config.json").is_file():
             return home
     if (folder / "config.json").is_file():
+        about = read_json(folder / "config.json")
+        if not isinstance(about, dict) or "encoder" not in about:
+            raise UserError("this is no model of rsr-net", folder, "Give the folder that `rsr-net train` wrote")
         raise UserError("this run has not finished", folder, f"Go on: rsr-net train --resume {folder}")
     raise UserError(
         "there is no trained model", folder, "Train one with `rsr-net train`, or give its folder with --model"
