@@ -89,7 +89,7 @@ def test_make_fetches_uv_where_it_is_missing(clone: Path, tmp_path: Path) -> Non
 def test_pip_install_alone(member: Member, clone: Path, constraint: Path, tmp_path: Path) -> None:
     python = clean_environment(tmp_path / "env")
     source = f"./packages/{member.folder.name}"
-    sh(str(python), "-m", "pip", "install", "-q", "-c", str(constraint), source, cwd=clone)
+    sh(str(python), "-m", "pip", "install", "-q", "--no-compile", "-c", str(constraint), source, cwd=clone)
     uses(python, member, tmp_path)
 
 
@@ -97,7 +97,7 @@ def test_pip_install_from_git(clone: Path, constraint: Path, tmp_path: Path) -> 
     member = PACKAGES[0]  # the packages are built alike; one shows the way
     python = clean_environment(tmp_path / "env")
     source = f"git+file://{clone}#subdirectory=packages/{member.folder.name}"
-    sh(str(python), "-m", "pip", "install", "-q", "-c", str(constraint), source, cwd=tmp_path)
+    sh(str(python), "-m", "pip", "install", "-q", "--no-compile", "-c", str(constraint), source, cwd=tmp_path)
     uses(python, member, tmp_path)
 
 
@@ -113,7 +113,7 @@ def test_wheels_name_no_folder_and_install(clone: Path, constraint: Path, tmp_pa
     python = clean_environment(tmp_path / "env")
     names = [member.name for member in PACKAGES]
     links = ["--find-links", str(tmp_path / "dist")]
-    sh(str(python), "-m", "pip", "install", "-q", "-c", str(constraint), *links, *names, cwd=tmp_path)
+    sh(str(python), "-m", "pip", "install", "-q", "--no-compile", "-c", str(constraint), *links, *names, cwd=tmp_path)
     for member in PACKAGES:
         uses(python, member, tmp_path)
 
