@@ -78,8 +78,13 @@ APPS: dict[str, Callable[[Config, Path], dict[str, Any]]] = {
 
 
 def run_app(config: Config, folder: Path) -> dict[str, Any]:
-    """Run the chosen app in this process."""
-    return APPS[config["app"]["name"]](config, folder)
+    """Run the chosen app in this process; it leaves the other processes, if there are any, in order."""
+    try:
+        return APPS[config["app"]["name"]](config, folder)
+    finally:
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is not None and distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def _say(line: str) -> None:
