@@ -226,6 +226,11 @@ def run_system(system: System, out: Output) -> tuple[dict[str, Any], list[dict[s
     return results, rows
 
 
+def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with whole seconds."""
+    return [{**row, "seconds": f"{row['seconds']:.0f}"} for row in rows]
+
+
 def main() -> None:
     """Run everything that is installed."""
     out = Output()
@@ -244,11 +249,13 @@ def main() -> None:
                 f"<p>{html.escape(system.title)}. {html.escape(system.figure(results))}.</p>"
                 + "".join(image(path, caption) for path, caption in system.plots)
                 + f"<p>In:</p><pre>{html.escape(given)}</pre><p>Out:</p><pre>{html.escape(made)}</pre>"
-                + html_table(rows),
+                + html_table(_shown(rows)),
             )
         )
     lead = f"Every system on its built-in sample. {today()}, {machine()}, commit {commit(Path(__file__)) or 'none'}."
-    page = write_page(OUT / "index.html", "Latent Text Lab", lead, [("Summary", html_table(summary)), *sections])
+    page = write_page(
+        OUT / "index.html", "Latent Text Lab", lead, [("Summary", html_table(_shown(summary))), *sections]
+    )
     out.result({"page": str(page), "systems": summary}, table(summary, title="Latent Text Lab"))
     out.log(f"the page: {page}")
 
