@@ -48,7 +48,7 @@ class RunSettings:
         compression: k of a new model.
         training_model: what learns: p(rojector), e(ncoder), d(ecoder).
         decoder_training: "full", "lora" (adapters, merged at the end), or "auto": full for a decoder made here, which
-            knows nothing yet, lora for any other.
+            knows nothing yet, and for that of a saved model; lora for any other.
         lora_rank: of the adapters.
         examples: of the sample: sets of documents.
         questions: of each of them.
