@@ -31,4 +31,7 @@ def test_two_processes_end_where_one_does(parallel, tmp_path):
         one, two = (load_file(tmp_path / folder / "model" / name) for folder in ("one", "two"))
         assert one.keys() == two.keys()
         for key in one:
-            assert float((one[key] - two[key]).abs().max()) < 1e-4, key
+            off = (one[key] - two[key]).abs()
+            # Adam's first steps are as large as the learning rate, 2e-3, however small a gradient is: where one is
+            # almost zero, rounding shows.
+            assert float(off.mean()) < 1e-7 and float(off.max()) < 1e-3, key

@@ -110,16 +110,10 @@ class PackedObjective:
             whole = len(part) / len(items)
             joined = self.schedule.combine(means[REC], means[EXT] + means[REASON], progress, whole)
             total = joined + loss.gamma * alignment + loss.distill * distill
-            yield (
-                total * share,
-                {
-                    "rec": float(means[REC].detach()),
-                    "ext": float(means[EXT].detach()),
-                    "reason": float(means[REASON].detach()),
-                    "alignment": float(alignment.detach()),
-                    "distill": float(distill.detach()),
-                },
-            )
+            found = (("rec", means[REC]), ("ext", means[EXT]), ("reason", means[REASON]))
+            logged = (*found, ("alignment", alignment), ("distill", distill))
+            # A process knows its own share of the update only: for the log it stands for all.
+            yield total * share, {name: self.world * float(value.detach()) for name, value in logged}
 
 
 class SeedObjective:
