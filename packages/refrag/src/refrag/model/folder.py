@@ -61,11 +61,12 @@ def load_decoder(name: str | Path) -> Any:
 
 
 def silence() -> None:
-    """No progress bars of transformers': stderr is for our own lines."""
+    """No progress bars and load reports of transformers': stderr is for our own lines."""
     from transformers.utils import logging
 
-    disable: Any = logging.disable_progress_bar
-    disable()
+    library: Any = logging  # its functions have no types
+    library.disable_progress_bar()
+    library.set_verbosity_error()
 
 
 def _loaded(kind: Any, name: str | Path, options: Mapping[str, bool] = MappingProxyType({})) -> Any:
