@@ -75,11 +75,11 @@ def docker_command(env: Mapping[str, Any], overrides: Sequence[str]) -> list[str
     for name in env["env_passthrough"]:
         command += ["-e", str(name)]
     for mount in env["mounts"]:
-        command += ["-v", f"{Path(mount).resolve()}:/work/{mount}"]
+        command += ["-v", f"{Path(mount).resolve()}:/app/{mount}"]
     process = ["python", *_ENTRY]
     if env["nproc_per_node"] > 1:
         process = ["torchrun", "--standalone", "--nproc_per_node", str(env["nproc_per_node"]), *_ENTRY]
-    return [*command, "-w", "/work", str(env["image"]), *process, *overrides]
+    return [*command, "-w", "/app", str(env["image"]), *process, *overrides]
 
 
 def batch_request(env: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
