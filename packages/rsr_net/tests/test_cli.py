@@ -147,7 +147,7 @@ def test_wrong_input_is_one_line_and_exit_2(home, tmp_path):
         (["-", *model, "--mode"], "mode"),
         (["--demo"], "rsr-net train"),
         (["--demo", "--mode", "rewrite", *model], "mode"),
-        (["--demo", "--mode", "generate", *model], "rsr-net train --decoder"),
+        (["--demo", "--mode", "generate", *model], "--resume RUN --decoder"),
         (["--demo", "--sentences", "2", *model], "--sentences"),
         (["--demo", "-n", "0", *model], "--max-sentences"),
         (["image.png", "--demo", *model], "not both"),
