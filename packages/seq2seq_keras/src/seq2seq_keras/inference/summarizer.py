@@ -167,6 +167,7 @@ class Summarizer:
     def _batch(self, sources: list[Source], config: DecodeConfig | None) -> list[Summary]:
         found = self.search(pad([s.ids for s in sources]), pad([s.ext for s in sources]), config)
         ids, scores, attention, copied = (np.asarray(part) for part in found)
+        ids = ids[:, :, : self.length(config or self.settings.decode) - 1]  # the last place is the end's
         return [self._summary(s, ids[i], scores[i], attention[i], copied[i]) for i, s in enumerate(sources)]
 
     def _summary(
