@@ -62,8 +62,9 @@ tables: install ## Write the README tables from results/*.json
 tables-check: install ## Fail if a README table differs from its results file
 	$(RUN) python scripts/results_table.py --check
 
-# The longest first: parts run as many at a time as there are cores.
-PARTS := tests $(PACKAGES:%=packages/%) shared
+# As many parts run at a time as there are cores; the longest begin.
+LONGEST := packages/seq2seq_keras packages/nrms tests
+PARTS := $(LONGEST) $(filter-out $(LONGEST),$(PACKAGES:%=packages/%)) shared
 test: install ## Run the quick tests, a process per package, side by side (under 10 minutes on 2 cores)
 	$(RUN) python scripts/run_tests.py $(PARTS)
 
