@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -37,6 +38,7 @@ SETTINGS = Settings(
     ),
     train=TrainConfig(batch_size=16, epochs=2, optimizer="adam", learning_rate=0.01),
 )
+ENDLESS = DecodeConfig(min_length=4, max_length=4)
 EXAMPLES = generate(40, 5)
 TEXTS = [e.text for e in EXAMPLES]
 
@@ -76,6 +78,14 @@ def test_it_writes_what_decode_sequence_writes(summarizer):
         source = summarizer.encode(text)
         ids = summarizer.decode_sequence(pad([source.ids]), pad([source.ext]))
         assert tuple(summarizer.vocabulary.decode(ids, source.unknown)) == summarizer.summarize(text).words
+
+
+def test_a_summary_that_does_not_end_has_max_length_words_in_both_loops(summarizer):
+    endless = Summarizer(summarizer.model, summarizer.vocabulary, replace(SETTINGS, decode=ENDLESS))
+    source = endless.encode(TEXTS[0])
+    ids = endless.decode_sequence(pad([source.ids]), pad([source.ext]))
+    words = endless.summarize(TEXTS[0]).words
+    assert len(words) == 4 and tuple(endless.vocabulary.decode(ids, source.unknown)) == words
 
 
 def test_settings_of_the_search(summarizer):

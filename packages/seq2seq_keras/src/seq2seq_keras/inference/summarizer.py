@@ -157,7 +157,8 @@ class Summarizer:
 
     def decode_sequence(self, input_seq: Ids, source_ext: Ids | None = None) -> list[int]:
         """The seed's loop, one ``predict`` per word: extended ids of the greedy summary of a (1, S) text."""
-        return self._seed_decoder.decode_sequence(input_seq, source_ext)
+        # As in `_batch`: the last place is the end's, whether a summary ends or not.
+        return self._seed_decoder.decode_sequence(input_seq, source_ext)[: self._seed_decoder.length - 1]
 
     @cached_property
     def _seed_decoder(self) -> SeedDecoder:
