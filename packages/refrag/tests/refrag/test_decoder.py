@@ -38,6 +38,17 @@ def test_a_decoder_learns_and_can_be_loaded(corpus, tmp_path, family):
     assert sum(p.numel() for p in decoder.parameters()) == results["parameters"]
 
 
+def test_a_start_that_copies(corpus, tmp_path):
+    sets = (*SETS, "--set", "copying=true", "--set", "layers=2", "--set", "loop.steps=1", "--set", "width=64")
+    refrag("pretrain-decoder", "--data", corpus, "-o", tmp_path / "run", *sets)
+    decoder = load_decoder(tmp_path / "run" / "decoder").eval()
+    ids = torch.randperm(300)[:20]
+    with torch.no_grad():
+        found = decoder(input_ids=torch.cat([ids, ids])[None]).logits[0, 20:39]
+    right = found[torch.arange(19), ids[1:]]  # what followed the token the first time
+    assert (right > found.quantile(0.9, dim=-1)).float().mean() > 0.8
+
+
 def test_resumed_is_uninterrupted(corpus, tmp_path):
     sets = (*SETS, "--set", "loop.steps=6", "--set", "loop.checkpoint_every=2")
     refrag("pretrain-decoder", "--data", corpus, "-o", tmp_path / "whole", *sets)
@@ -68,6 +79,7 @@ def test_the_loss_is_that_of_the_next_token():
         (["--data", "absent.txt"], "no such file"),
         (["--data", "CORPUS", "--set", "width=15"], "no even multiple"),
         (["--data", "CORPUS", "--set", "block=5000"], "block"),
+        (["--data", "CORPUS", "--set", "copying=true", "--set", "layers=1"], "copying"),
     ],
 )
 def test_wrong_settings(corpus, tmp_path, given, message):

@@ -18,6 +18,7 @@ from latentlab_shared.files import sha256_file
 from latentlab_shared.runs import RunFolder, model_card
 from refrag.model.folder import load_decoder, silence
 from refrag.model.tokenizer.loading import load_tokenizer
+from refrag.sample.copying import ROPE_THETA, start_copying
 from refrag.sample.tiny import decoder_tokenizer
 from refrag.training.alignments import read_texts
 from refrag.training.loop import LoopSettings, load_trained, run_steps, steps_done
@@ -39,6 +40,8 @@ class DecoderSettings:
         positions: the longest prompt.
         block: tokens of an example.
         bf16: multiply in bfloat16, where the processor can.
+        copying: begin with attention that looks where copying looks (``sample.copying``): a small decoder uses what
+            stands far back from its first steps on.
         held_out: share of the texts to measure on.
         loop: how to step.
     """
@@ -52,6 +55,7 @@ class DecoderSettings:
     positions: int = 2048
     block: int = 256
     bf16: bool = False
+    copying: bool = False
     held_out: float = 0.02
     loop: LoopSettings = field(default_factory=lambda: LoopSettings(learning_rate=1e-3, beta2=0.98))
 
@@ -60,6 +64,8 @@ class DecoderSettings:
             raise UserError(
                 f"{self.width} is no even multiple of {self.heads} heads", "width", "For example: 256 and 4"
             )
+        if self.copying and (self.family != "llama" or self.layers < 2):
+            raise UserError("this start is for llama with two layers or more", "copying")
         if not 2 <= self.block <= self.positions:
             raise UserError(f"must be 2 … {self.positions}, not {self.block}", "block")
         if not 0 <= self.held_out < 1:
@@ -118,10 +124,12 @@ def make_decoder(settings: DecoderSettings, vocabulary: int, end: int) -> Any:
 
     kinds: Any = {"llama": (LlamaConfig, LlamaForCausalLM), "phi3": (Phi3Config, Phi3ForCausalLM)}
     describe, make = kinds[settings.family]
-    more = {"original_max_position_embeddings": settings.positions} if settings.family == "phi3" else {}
+    more: dict[str, Any] = {"original_max_position_embeddings": settings.positions} if settings.family == "phi3" else {}
+    if settings.copying:
+        more = {"attention_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA}}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.loop.seed)
-        return make(
+        decoder = make(
             describe(
                 vocab_size=vocabulary,
                 hidden_size=settings.width,
@@ -137,6 +145,11 @@ def make_decoder(settings: DecoderSettings, vocabulary: int, end: int) -> Any:
                 **more,
             )
         )
+    if settings.copying:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.loop.seed)
+            start_copying(decoder)
+    return decoder
 
 
 def token_stream(texts: Iterable[str], tokenizer: Any, end: int) -> Tensor:
