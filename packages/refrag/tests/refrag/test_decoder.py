@@ -42,11 +42,10 @@ def test_a_start_that_copies(corpus, tmp_path):
     sets = (*SETS, "--set", "copying=true", "--set", "layers=2", "--set", "loop.steps=1", "--set", "width=64")
     refrag("pretrain-decoder", "--data", corpus, "-o", tmp_path / "run", *sets)
     decoder = load_decoder(tmp_path / "run" / "decoder").eval()
-    ids = torch.randperm(300)[:20]
+    decoder.set_attn_implementation("eager")
     with torch.no_grad():
-        found = decoder(input_ids=torch.cat([ids, ids])[None]).logits[0, 20:39]
-    right = found[torch.arange(19), ids[1:]]  # what followed the token the first time
-    assert (right > found.quantile(0.9, dim=-1)).float().mean() > 0.8
+        looked = decoder(input_ids=torch.randint(5, 250, (2, 12)), output_attentions=True).attentions[0]  # (B, H, T, T)
+    assert float(torch.diagonal(looked, -1, -2, -1)[..., 1:].mean()) > 0.7  # at the position before
 
 
 def test_resumed_is_uninterrupted(corpus, tmp_path):
