@@ -17,17 +17,17 @@ def test_every_row_has_its_figures(small):
     rows = {row["name"]: row["metrics"] for row in bench.run_bench(repeats=1, parts=("sample", "decode", "beam"))}
     assert [name.split(":")[0] for name in rows] == [
         "generate 50 built-in items",
-        "decode 1",
-        "decode 2",
-        "beam 4 / greedy, 2 texts",
+        *("full, decode 1", "full, decode 2", "full, beam 4 / greedy, 2 texts"),
+        *("small, decode 1", "small, decode 2", "small, beam 4 / greedy, 2 texts"),
     ]
     for name, metrics in rows.items():
+        assert {"value", "unit", "against", "target", "ok"} <= set(metrics)
         if "decode" in name:
-            assert metrics["same_ids"] and metrics["ratio"] > 1 and metrics["cpu_ratio"] > 1
+            assert metrics["same_ids"] and metrics["value"] > 1 and metrics["wall_ratio"] > 1
 
 
 @pytest.mark.slow
 def test_other_ids_end_the_benchmark(small, monkeypatch):
-    monkeypatch.setattr(bench.SeedDecoder, "decode_sequence", lambda self, text: [0])
+    monkeypatch.setattr(bench.SeedDecoder, "decode_sequence", lambda self, text, ext: [0])
     with pytest.raises(RunFailed, match="other ids"):
         bench.run_bench(repeats=1, parts=("decode",))

@@ -449,7 +449,8 @@ def bench(
         output=output_dir,
         log=out.log,
     )
-    out.result({"results": results}, table(results))
+    columns = ("name", "value", "unit", "against", "target", "ok", "ours", "other")
+    out.result({"results": results}, table(results, columns))
 
 
 @verb(app)

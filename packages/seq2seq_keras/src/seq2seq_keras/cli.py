@@ -410,18 +410,18 @@ def bench(
             raise UserError(f"{name!r} is not a part", "--part", f"Use one of: {', '.join(known)}")
     with _tensorflow(device):
         from seq2seq_keras.bench import run_bench
+        from seq2seq_keras.model.device import one_thread
 
+        one_thread()
         rows = run_bench(repeats=repeats, seed=seed, parts=part or known, log=out.log)
     if table_file is not None:
         from latentlab_shared.provenance import write_table
 
-        command = f"seq2seq-keras bench --repeats {repeats}"
-        write_table(table_file, rows, command=command, data="random texts of 50 tokens", seeds=[seed])
-    columns = (
-        *("name", "ratio", "cpu_ratio", "seconds", "other_seconds"),
-        *("examples_per_second", "examples_per_cpu_second", "parameters"),
-    )
-    out.result({"results": rows}, table([{"name": r["name"], **r["metrics"]} for r in rows], columns))
+        command = f"seq2seq-keras bench --repeats {repeats}" + "".join(f" --part {name}" for name in part or ())
+        data = "random texts of 50 tokens, one thread, CPU time, medians"
+        write_table(table_file, rows, command=command, data=data, seeds=[seed])
+    results = [{"name": row["name"], **row["metrics"]} for row in rows]
+    out.result({"results": results}, table(results, ("name", "value", "unit", "target", "ok", "wall_ratio", "seconds")))
 
 
 @verb(app)
