@@ -89,16 +89,31 @@ def align(
 @verb(app)
 def prepare(
     out: Output,
-    source: Annotated[Path, typer.Option("--source", help="Folder of raw data.", envvar="LATENTLAB_DATA")],
+    source: Annotated[
+        Path | None, typer.Option("--source", help="Folder of raw data.", envvar="LATENTLAB_DATA")
+    ] = None,
     output_dir: OutputDir = None,
     distractors: Annotated[int, typer.Option("--distractors", min=0, help="Documents beside the right one.")] = 4,
+    written_by: Annotated[
+        str | None, typer.Option("--written-by", help="A decoder that writes the corpus itself; no source is read.")
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Of a text that is written.")] = 256,
     seed: Seed = 0,
     limit: Limit = None,
 ) -> None:
     """Make a corpus and questions with documents of Natural Questions, Wikipedia passages and WikiText."""
+    folder = output_dir or Path("data/refrag")
+    if written_by is not None:
+        from refrag.data.written import write_corpus
+
+        counts = write_corpus(written_by, folder, limit or 2000, tokens, seed, out.log)
+        told = ", ".join(f"{count:,} in {name}" for name, count in counts.items())
+        out.result({"folder": str(folder), "counts": counts}, f"{folder}: {told}")
+        return
+    if source is None:
+        raise UserError("no data", "--source", "Give a folder of raw data, or a decoder with --written-by")
     from refrag.data.prepare import prepare_data
 
-    folder = output_dir or Path("data/refrag")
     counts = prepare_data(source, folder, distractors=distractors, seed=seed, limit=limit, log=out.log)
     told = ", ".join(f"{count:,} in {name}" for name, count in counts.items())
     out.result({"folder": str(folder), "counts": counts}, f"{folder}: {told}")
@@ -199,7 +214,8 @@ def evaluate(
     out: Output,
     model: Model = SAMPLE_RUN,
     task: Annotated[
-        str, typer.Option("--task", help="questions (answers, citations) or perplexity (of what follows).")
+        str,
+        typer.Option("--task", help="questions (answers, citations), perplexity (of what follows) or reconstruction."),
     ] = "questions",
     data: Annotated[
         str, typer.Option("--data", help="sample, a file of questions, or a .txt or .jsonl file of texts.")
@@ -210,20 +226,31 @@ def evaluate(
     ] = None,
     context: Annotated[int, typer.Option("--context", min=1, help="perplexity: tokens of a context, about.")] = 64,
     target: Annotated[int, typer.Option("--target", min=1, help="perplexity: tokens behind it, about.")] = 32,
+    chunks: Annotated[
+        list[int] | None, typer.Option("--chunks", min=1, help="reconstruction: of a stretch; may be repeated.")
+    ] = None,
+    decoder: Annotated[
+        Path | None, typer.Option("--decoder", help="perplexity: reads tokens as well; the better one counts.")
+    ] = None,
     limit: Limit = None,
     output_dir: OutputDir = None,
+    name: Annotated[str, typer.Option("--name", help="Of the file below --output-dir; the task's, if empty.")] = "",
 ) -> None:
-    """Measure on held-out data: answers and citations (with a report), or perplexity, by how documents are given."""
-    if task not in ("questions", "perplexity"):
-        raise UserError(f"{task!r} is no task", "--task", "Use questions or perplexity")
-    from refrag.pipeline import evaluate_questions, evaluate_run
+    """Measure on held-out data: answers and citations (with a report), perplexity or reconstruction."""
+    if task not in ("questions", "perplexity", "reconstruction"):
+        raise UserError(f"{task!r} is no task", "--task", "Use questions, perplexity or reconstruction")
+    from refrag.pipeline import evaluate_questions, evaluate_reconstruction, evaluate_run
 
     shares = tuple(expand or (0.25,))
     if task == "questions":
         rows = evaluate_questions(model, data, fractions=shares, rates=compression or (), limit=limit, log=out.debug)
     else:
         rates = compression or [4, 8, 16, 32]
-        rows = evaluate_run(model, data, rates=rates, context=context, target=target, limit=limit)
+        if task == "reconstruction":
+            rows = evaluate_reconstruction(model, data, rates=rates, lengths=chunks or (1, 2, 4, 8), limit=limit)
+        else:
+            sizes = {"context": context, "target": target}
+            rows = evaluate_run(model, data, rates=rates, limit=limit, decoder=decoder, **sizes)
     if output_dir is not None:
         from latentlab_shared.provenance import write_table
 
@@ -232,10 +259,13 @@ def evaluate(
         command += "".join(f" --compression {k}" for k in compression or ())
         if task == "perplexity":
             command += f" --context {context} --target {target}"
+            command += f" --decoder {decoder.name}" if decoder is not None else ""
+        elif task == "reconstruction":
+            command += "".join(f" --chunks {n}" for n in chunks or ())
         else:
             command += "".join(f" --expand {share:g}" for share in shares)
         command += f" --limit {limit}" if limit else ""
-        write_table(output_dir / f"{task}.json", shown, command=command, data=Path(data).name)
+        write_table(output_dir / f"{name or task}.json", shown, command=command, data=Path(data).name)
     columns = [name for name in rows[0] if name not in ("supported", "invalid")] if task == "questions" else None
     shown_at = {}
     if task == "questions" and (model / "config.json").is_file():  # a run folder
@@ -291,6 +321,18 @@ def demo(
         shown += [f"   read {row['positions']} positions in place of {row['full']}", ""]
     shown.append(f"{right} of {len(rows)} answers have the right number")
     out.result({"answers": rows, "right": right}, "\n".join(shown))
+
+
+@verb(app, "run")
+def run_configuration(
+    out: Output,
+    overrides: Annotated[list[str], typer.Argument(help="Such as app=alignment env=torchrun trainer.epochs=2.")],
+    multirun: Annotated[bool, typer.Option("--multirun", "-m", help="One run for every value of key=1,2.")] = False,
+) -> None:
+    """Run what configuration groups say, here or elsewhere: what run.py does, from any folder."""
+    from refrag.framework.run import main as run_composed
+
+    run_composed(arguments=[*(["--multirun"] if multirun else []), *overrides])
 
 
 @verb(app)

@@ -16,14 +16,22 @@ from latentlab_shared.runs import RunFolder, model_card
 from refrag.data.questions import QuestionExample, read_questions
 from refrag.eval.answers import evaluate_answers, ways
 from refrag.eval.perplexity import measure_perplexity
+from refrag.eval.reconstruction import measure_reconstruction
 from refrag.inference.generator import RefragGenerator
+from refrag.model.folder import load_decoder
 from refrag.sample.facts import generate, generate_groups
 from refrag.sample.tiny import assemble, make_tiny
 from refrag.training.alignment import AlignmentBatches, AlignmentObjective, AlignmentWeights
 from refrag.training.alignments import read_texts
 from refrag.training.loop import Batches, LoopSettings, load_trained, run_steps, steps_done
 from refrag.training.lora import add_lora, merge_lora
-from refrag.training.objectives import ContinuationObjective, NextParagraphBatches, ReconstructionBatches
+from refrag.training.objectives import (
+    ContinuationObjective,
+    Lengths,
+    NextParagraphBatches,
+    ReconstructionBatches,
+    TurnBatches,
+)
 from refrag.training.questions import QuestionBatches, expansion_gains, prepare, train_gate
 
 RUNS = Path("runs/refrag")
@@ -43,7 +51,8 @@ class RunSettings:
             "pretraining" (what follows a context of vectors), or "questions" (answers with citations, then the gate).
         data: "sample", a .txt or .jsonl file of texts, or for the last stage a .jsonl file of questions.
         model: "" for a new one, or the folder of a saved model to go on from.
-        encoder: of a new model: "tiny" (made here), "minilm" (from its package), a folder or a hub name.
+        encoder: of a new model: "tiny" (made here), "twin" (made here, from the decoder's embeddings), "minilm" (from
+            its package), a folder or a hub name.
         decoder: of a new model: "tiny" (made here), a folder or a hub name.
         compression: k of a new model.
         training_model: what learns: p(rojector), e(ncoder), d(ecoder).
@@ -56,10 +65,13 @@ class RunSettings:
         gate_margin: nats per answer token from which a chunk is worth its tokens.
         max_tokens: of an example of the alignment stage, on either side.
         longest: stretches of the reconstruction stage are 1, 2, 4 … 2 ** (longest - 1) chunks.
-        curriculum: reconstruction goes from short stretches to long ones.
-        context: chunks before the target of the pretraining stage.
+        lengths: reconstruction goes from short stretches to long ones ("curriculum"), or has them "mixed", or always
+            the "longest".
+        rates: k of the reconstruction and pretraining stages, by turns; the model's own if there are none.
+        context: chunks before the target of the pretraining stage, at the model's own k.
         target: chunks to write there.
-        expanded: share of the context left as tokens there.
+        expanded: share of the context's chunks left as tokens there.
+        whole: share of the contexts left as tokens from end to end.
         weights: of the alignment losses.
         loop: how to step.
     """
@@ -79,10 +91,12 @@ class RunSettings:
     gate_margin: float = 0.05
     max_tokens: int = 128
     longest: int = 4
-    curriculum: bool = True
+    lengths: Lengths = "curriculum"
+    rates: tuple[int, ...] = ()
     context: int = 16
     target: int = 4
     expanded: float = 0.1
+    whole: float = 0.0
     weights: AlignmentWeights = field(default_factory=AlignmentWeights)
     loop: LoopSettings = field(default_factory=LoopSettings)
 
@@ -90,6 +104,8 @@ class RunSettings:
         for name in ("compression", "lora_rank", "examples", "questions", "longest", "context", "target"):
             if getattr(self, name) < 1:
                 raise UserError(f"must be at least 1, not {getattr(self, name)}", name)
+        if any(k < 1 for k in self.rates):
+            raise UserError(f"must be at least 1, not {min(self.rates)}", "rates")
 
     @property
     def lora(self) -> bool:
@@ -205,6 +221,7 @@ def evaluate_run(
     target: int,
     limit: int | None = None,
     seed: int = 1,
+    decoder: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Perplexity after a context by how it is given, one row for each compression.
 
@@ -216,24 +233,55 @@ def evaluate_run(
         target: encoder tokens behind it, about.
         limit: texts at most.
         seed: of the sample.
+        decoder: folder of another decoder to read what has no vectors, as well; the better one counts.
 
     Raises:
         UserError: if there is no model, or no text is long enough.
     """
-    texts = (
-        _long_texts(limit or 50, seed)
-        if data == "sample"
-        else [text for text, _ in zip(read_texts(Path(data)), range(limit or 1 << 60), strict=False)]
-    )
+    texts = _texts(data, limit, seed)
     generator = RefragGenerator.from_pretrained(model_folder(model))
+    reference = load_decoder(decoder) if decoder is not None else None
     objective = ContinuationObjective(generator.model, generator.tokenizer)
     rows = []
     for k in rates:
         sizes = {"context": max(1, context // k), "target": max(1, target // k)}
-        found = measure_perplexity(objective, texts, compression=k, **sizes)
+        found = measure_perplexity(objective, texts, compression=k, reference=reference, **sizes)
         closed = {"gap_closed": found.gap_closed(), "gap_closed_by_last": found.gap_closed("last")}
         rows.append({"name": f"k={k}", **asdict(found), **closed})
     return rows
+
+
+def evaluate_reconstruction(
+    model: Path, data: str, *, rates: Sequence[int], lengths: Sequence[int], limit: int | None = None, seed: int = 1
+) -> list[dict[str, Any]]:
+    """Texts written again from their vectors, a row for each compression and length.
+
+    Args:
+        model: a saved model, or a run folder.
+        data: as of ``evaluate_run``.
+        rates: k.
+        lengths: chunks of a stretch.
+        limit: texts at most.
+        seed: of the sample.
+
+    Raises:
+        UserError: if there is no model, or no text is long enough.
+    """
+    texts = _texts(data, limit, seed)
+    generator = RefragGenerator.from_pretrained(model_folder(model))
+    objective = ContinuationObjective(generator.model, generator.tokenizer)
+    return [
+        {"name": f"k={k}, {row['chunks']} chunks", **row}
+        for k in rates
+        for row in measure_reconstruction(objective, texts, lengths=lengths, compression=k)
+    ]
+
+
+def _texts(data: str, limit: int | None, seed: int) -> list[str]:
+    """Held-out texts: generated, or the first of a file."""
+    if data == "sample":
+        return _long_texts(limit or 50, seed)
+    return [text for text, _ in zip(read_texts(Path(data)), range(limit or 1 << 60), strict=False)]
 
 
 def model_folder(path: Path) -> Path:
@@ -328,14 +376,38 @@ def _stage(settings: RunSettings, generator: RefragGenerator, corpus: _Corpus) -
         aligned = AlignmentBatches(corpus.texts, tokenizer, loop.batch_size, settings.max_tokens, loop.seed)
         return AlignmentObjective(model, settings.weights), aligned
     objective = ContinuationObjective(model, tokenizer)
-    if settings.stage == "reconstruction":
-        return objective, ReconstructionBatches(
-            corpus.texts, tokenizer, loop.batch_size, loop.steps, settings.longest, loop.seed, settings.curriculum
-        )
-    if settings.stage == "pretraining":
-        return objective, NextParagraphBatches(
-            corpus.texts, tokenizer, loop.batch_size, settings.context, settings.target, loop.seed, settings.expanded
-        )
+    kinds: list[Any] = []
+    own = tokenizer.compression
+    for k in settings.rates or (own,):
+        if settings.stage == "reconstruction":
+            kinds.append(
+                ReconstructionBatches(
+                    corpus.texts,
+                    tokenizer,
+                    loop.batch_size,
+                    loop.steps,
+                    settings.longest,
+                    loop.seed,
+                    settings.lengths,
+                    compression=k,
+                )
+            )
+        elif settings.stage == "pretraining":
+            kinds.append(
+                NextParagraphBatches(
+                    corpus.texts,
+                    tokenizer,
+                    loop.batch_size,
+                    max(1, settings.context * own // k),
+                    max(1, settings.target * own // k),
+                    loop.seed,
+                    settings.expanded,
+                    compression=k,
+                    whole=settings.whole,
+                )
+            )
+    if kinds:
+        return objective, TurnBatches(kinds)
     return objective, QuestionBatches(corpus.groups, tokenizer, loop.batch_size, loop.seed)
 
 

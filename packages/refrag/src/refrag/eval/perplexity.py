@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from latentlab_shared.errors import UserError
 from refrag.model.tokenization_refrag import Chunk
@@ -25,6 +27,8 @@ class Perplexity:
         compressed: after its vectors.
         full: after all its tokens.
         tokens: of all targets.
+        windows: contexts with a target.
+        spread: standard error of ``gap_closed`` over windows, by the delta method.
     """
 
     none: float
@@ -32,6 +36,8 @@ class Perplexity:
     compressed: float
     full: float
     tokens: int
+    windows: int = 0
+    spread: float = 0.0
 
     def gap_closed(self, way: str = "compressed") -> float:
         """Share of what the whole context gains that a way of giving it keeps: 1 as good as full, 0 as none.
@@ -73,6 +79,7 @@ def measure_perplexity(
     target: int,
     compression: int | None = None,
     batch_size: int = 16,
+    reference: Any = None,
 ) -> Perplexity:
     """Measure a model on held-out texts.
 
@@ -83,9 +90,12 @@ def measure_perplexity(
         target: chunks behind it.
         compression: another k than the tokenizer's own.
         batch_size: passages per decoder call.
+        reference: another decoder with the same tokens, such as the one that the model began with. What has no vectors
+            is then read by both, and the one that is better at it counts: a decoder that training has made worse at
+            reading tokens would flatter its vectors.
 
     Raises:
-        UserError: if no text is long enough.
+        UserError: if no text is long enough, or the reference has other tokens.
     """
     objective.eval()
     cut = [objective.tokenizer.chunks(text, compression) for text in texts]
@@ -93,11 +103,29 @@ def measure_perplexity(
     if not found:
         raise UserError(f"no text has {context + target} chunks", "data", "Give longer texts, or a shorter context")
     counts = torch.tensor([len(ways["full"].target) for ways in found], dtype=torch.float64)
-    means = {}
-    for way in WAYS:
+
+    def read(way: str) -> Tensor:
         losses = [
             objective.per_passage([ways[way] for ways in found[at : at + batch_size]]).double().cpu()
             for at in range(0, len(found), batch_size)
         ]
-        means[way] = float((torch.cat(losses) * counts).sum() / counts.sum())
-    return Perplexity(**means, tokens=int(counts.sum()))
+        return torch.cat(losses) * counts  # nats of each window
+
+    sums = {way: read(way) for way in WAYS}
+    if reference is not None:
+        own = objective.model.decoder
+        if reference.config.vocab_size != own.config.vocab_size:
+            raise UserError("the reference has another vocabulary", "--decoder", "Give the decoder it began with")
+        objective.model.decoder = reference.to(own.device).eval()
+        try:
+            for way in ("none", "last", "full"):
+                sums[way] = min(sums[way], read(way), key=lambda nats: float(nats.sum()))
+        finally:
+            objective.model.decoder = own
+    means = {way: float(nats.sum() / counts.sum()) for way, nats in sums.items()}
+    closed = (means["none"] - means["compressed"]) / (means["none"] - means["full"])
+    # A ratio of two sums over windows: its error is that of the residual, over the windows' mean gap.
+    residual = (sums["none"] - sums["compressed"]) - closed * (sums["none"] - sums["full"])
+    gap = float((sums["none"] - sums["full"]).sum())
+    spread = float(residual.norm()) / abs(gap) if gap else 0.0
+    return Perplexity(**means, tokens=int(counts.sum()), windows=len(found), spread=spread)

@@ -18,7 +18,7 @@ from latentlab_shared.config import from_dict, to_dict
 from latentlab_shared.errors import NeedsNetwork, UserError
 from latentlab_shared.files import atomic_path, disk_errors, read_json, write_json, write_text
 from refrag.model.config_refrag import RefragConfig
-from refrag.model.tokenizer.loading import packaged
+from refrag.model.tokenizer.loading import llama2c_files, packaged
 
 if TYPE_CHECKING:
     from refrag.model.modeling_refrag import RefragModel
@@ -49,7 +49,7 @@ def load_encoder(name: str | Path, pooler: bool = True) -> Any:
 
 
 def load_decoder(name: str | Path) -> Any:
-    """A causal language model of transformers', from a folder or a hub name.
+    """A causal language model of transformers', from a folder (also one of llama2.c's files) or a hub name.
 
     Raises:
         UserError: if it cannot be read.
@@ -57,6 +57,10 @@ def load_decoder(name: str | Path) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    if (files := llama2c_files(name)) is not None:
+        from refrag.model.llama2c import load_llama2c
+
+        return load_llama2c(*files)[0]
     return _loaded(AutoModelForCausalLM, name)
 
 

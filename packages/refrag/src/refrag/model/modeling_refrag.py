@@ -159,7 +159,10 @@ class RefragModel(nn.Module):
             else:
                 tokens += piece
         embeddings = self.embed(tokens)
-        return embeddings.index_copy(0, torch.tensor(gaps, device=embeddings.device), projected) if gaps else embeddings
+        if not gaps:
+            return embeddings
+        where = torch.tensor(gaps, device=embeddings.device)
+        return embeddings.index_copy(0, where, projected.to(embeddings.dtype))  # of another type under autocast
 
     def forward(self, segments: Sequence[Segment]) -> list[Embedded]:
         """Embeddings of tokenized segments, in their order.

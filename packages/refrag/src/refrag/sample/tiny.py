@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,8 +78,9 @@ def assemble(
     """A new model from parts of any origin, what is between them untrained.
 
     Args:
-        encoder: "tiny" for one made here, half as wide as the decoder, with 2,000 word pieces; "minilm" from its
-            package, a folder or a hub name.
+        encoder: "tiny" for one made here, half as wide as the decoder, with 2,000 word pieces; "twin" for one made
+            here that reads the decoder's own tokens and begins with its embeddings; "minilm" from its package, a folder
+            or a hub name.
         decoder: "tiny" for one made here, a folder or a hub name.
         texts: where vocabularies made here come from.
         compression: k.
@@ -95,6 +97,9 @@ def assemble(
             writer = _tiny_decoder(words, 64, 3)
         else:
             words, writer = load_tokenizer(decoder), load_decoder(decoder)
+        if encoder == "twin":
+            model = _twin(words, writer, decoder, compression)
+            return model, RefragTokenizer(words, words, compression, encoder_pad_token_id=words.pad_token_id or 0)
         if encoder == "tiny":
             pieces = encoder_tokenizer(texts, 2000)
             reader = _tiny_encoder(pieces, max(32, int(writer.get_input_embeddings().weight.shape[1]) // 2))
@@ -110,14 +115,33 @@ def _joined(encoder: str, decoder: str, compression: int, reader: Any, writer: A
     return RefragModel(config, reader, writer)
 
 
-def _tiny_encoder(tokenizer: Any, width: int) -> Any:
+def _twin(words: Any, writer: Any, decoder: str, compression: int) -> RefragModel:
+    """An encoder as wide as the decoder, whose rows begin as the mean of what the decoder reads as tokens.
+
+    The decoder knows its own embeddings before any training, so a row's vector means something to it from the start.
+    """
+    table = writer.get_input_embeddings().weight
+    width = int(table.shape[1])
+    reader = _tiny_encoder(words, width, heads=next(n for n in (5, 4, 2, 1) if width % n == 0))
+    config = RefragConfig("twin", decoder, compression=compression, pooling="mean", projector="linear")
+    model = RefragModel(config, reader, writer)
+    line: Any = model.projector
+    with torch.no_grad():
+        reader.get_input_embeddings().weight.copy_(table[: len(words)])
+        size = table.norm(dim=1).mean() / math.sqrt(width)  # the encoder's states have the norm √width
+        line.weight.copy_(size * torch.eye(width))
+        line.bias.zero_()
+    return model
+
+
+def _tiny_encoder(tokenizer: Any, width: int, heads: int = 4) -> Any:
     describe: Any = BertConfig  # typed without the options of every model
     return BertModel(
         describe(
             vocab_size=len(tokenizer),
             hidden_size=width,
             num_hidden_layers=2,
-            num_attention_heads=4,
+            num_attention_heads=heads,
             intermediate_size=2 * width,
             max_position_embeddings=256,
             hidden_dropout_prob=0.0,

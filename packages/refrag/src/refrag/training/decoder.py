@@ -39,7 +39,6 @@ class DecoderSettings:
         heads: of each layer.
         positions: the longest prompt.
         block: tokens of an example.
-        bf16: multiply in bfloat16, where the processor can.
         copying: begin with attention that looks where copying looks (``sample.copying``): a small decoder uses what
             stands far back from its first steps on.
         held_out: share of the texts to measure on.
@@ -54,7 +53,6 @@ class DecoderSettings:
     heads: int = 4
     positions: int = 2048
     block: int = 256
-    bf16: bool = False
     copying: bool = False
     held_out: float = 0.02
     loop: LoopSettings = field(default_factory=lambda: LoopSettings(learning_rate=1e-3, beta2=0.98))
@@ -77,19 +75,16 @@ class LanguageObjective(nn.Module):
 
     Args:
         decoder: a causal language model.
-        bf16: multiply in bfloat16.
     """
 
-    def __init__(self, decoder: Any, bf16: bool = False) -> None:
+    def __init__(self, decoder: Any) -> None:
         super().__init__()
-        self.decoder, self.bf16 = decoder, bf16
+        self.decoder = decoder
 
     def forward(self, ids: Tensor) -> dict[str, Tensor]:
         """``loss`` of a batch (B, T)."""
-        device = next(self.decoder.parameters()).device
-        ids = ids.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.decoder(input_ids=ids[:, :-1]).logits  # (B, T - 1, V)
+        ids = ids.to(next(self.decoder.parameters()).device)
+        logits = self.decoder(input_ids=ids[:, :-1]).logits  # (B, T - 1, V)
         return {"loss": F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())}
 
 
@@ -203,7 +198,7 @@ def pretrain_decoder(
     tokenizer: Any = load_tokenizer(home) if resume else decoder_tokenizer(train, settings.vocabulary)
     end = int(tokenizer.eos_token_id)
     decoder = load_decoder(home) if resume else make_decoder(settings, len(tokenizer), end)
-    objective = LanguageObjective(decoder, settings.bf16)
+    objective = LanguageObjective(decoder)
     batches = LanguageBatches(
         token_stream(train, tokenizer, end), settings.loop.batch_size, settings.block, settings.loop.seed
     )
@@ -238,7 +233,7 @@ def pretrain_decoder(
             log=lambda step, found: run.log(step, **found),
             advance=advance,
         )
-        kept = LanguageObjective(load_decoder(home), settings.bf16)
+        kept = LanguageObjective(load_decoder(home))
         load_trained(folder, kept)  # in one piece, whatever the engine did with its own
         kept.decoder.save_pretrained(home)
         results = {

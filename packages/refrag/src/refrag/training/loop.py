@@ -35,6 +35,7 @@ class LoopSettings:
         checkpoint_every: updates between two checkpoints.
         engine: what several processes do: "ddp" has every process hold the whole model, "fsdp2" a share of it.
         beta2: AdamW's memory of squared gradients; short runs want less than the usual 0.999.
+        bf16: multiply in bfloat16, where the processor can.
     """
 
     steps: int = 1000
@@ -47,6 +48,7 @@ class LoopSettings:
     checkpoint_every: int = 100
     engine: Literal["ddp", "fsdp2"] = "ddp"
     beta2: float = 0.999
+    bf16: bool = False
 
     def __post_init__(self) -> None:
         counts = {"steps": self.steps, "batch_size": self.batch_size, "checkpoint_every": self.checkpoint_every}
@@ -136,7 +138,8 @@ def run_steps(
     while step < min(settings.steps, stop_after or settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * learning_rate_share(step, settings.steps, settings.warmup)
-        losses: dict[str, Tensor] = wrapped(batches.batch(step, rank, world))
+        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.bf16):
+            losses: dict[str, Tensor] = wrapped(batches.batch(step, rank, world))
         stepped.zero_grad(set_to_none=True)
         accelerator.backward(losses["loss"])
         norm = _whole(nn.utils.clip_grad_norm_(trained.values(), settings.clip))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,8 @@ from refrag.model.tokenization_refrag import Chunk, RefragTokenizer
 
 LONGEST = 9  # the paper's stages, and its lengths 1, 2, 4 … 256 chunks
 
+Lengths = Literal["curriculum", "mixed", "longest"]
+"""How long reconstructed stretches are: from short to long, every length equally often, or always the longest."""
 
 Piece = tuple[int, ...] | Chunk
 """Decoder tokens, or a chunk that stands as one vector."""
@@ -60,6 +64,10 @@ class ContinuationObjective(nn.Module):
 
     def after(self, prompts: Sequence[Tensor], targets: Sequence[Sequence[int]]) -> Tensor:
         """Mean negative log-likelihood of each target after its prompt (L_i, D), (B,); one decoder call."""
+        return self.scored(prompts, targets)[0]
+
+    def scored(self, prompts: Sequence[Tensor], targets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """As ``after``, and how many tokens of each target are the likeliest in their place, (B,)."""
         model = self.model
         sequences = [
             torch.cat([prompt, model.embed(target[:-1])]) for prompt, target in zip(prompts, targets, strict=True)
@@ -68,12 +76,14 @@ class ContinuationObjective(nn.Module):
         lengths = torch.tensor([len(s) for s in sequences], device=inputs.device)
         mask = (torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]).long()
         logits = model.decoder(inputs_embeds=inputs, attention_mask=mask).logits  # (B, L, V)
-        found = []
+        found, right = [], []
         for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
             wanted = torch.tensor(target, device=inputs.device)
             start = len(prompt) - 1  # the last slot of the prompt expects the first token of the target
-            found.append(F.cross_entropy(logits[row, start : start + len(wanted)].float(), wanted))
-        return torch.stack(found)
+            given = logits[row, start : start + len(wanted)].float()
+            found.append(F.cross_entropy(given, wanted))
+            right.append((given.detach().argmax(-1) == wanted).sum())
+        return torch.stack(found), torch.stack(right)
 
     def prompts(self, batch: Sequence[Passage]) -> list[Tensor]:
         """The slots of every context, (L_i, D): all rows that are compressed in one encoder call."""
@@ -113,7 +123,7 @@ class ReconstructionBatches:
         steps: of the training, over which the curriculum runs.
         longest: lengths are 1, 2, 4 … 2 ** (longest - 1) chunks.
         seed: of the draws.
-        with_curriculum: False draws every length equally often, all the time.
+        lengths: of the stretches.
         compression: another k than the tokenizer's own.
 
     Raises:
@@ -128,7 +138,7 @@ class ReconstructionBatches:
         steps: int,
         longest: int,
         seed: int,
-        with_curriculum: bool = True,
+        lengths: Lengths = "curriculum",
         compression: int | None = None,
     ) -> None:
         cut = [tokenizer.chunks(text, compression) for text in texts]
@@ -136,12 +146,16 @@ class ReconstructionBatches:
         if not self.texts:
             raise UserError(f"no text has {2 ** (longest - 1)} chunks", "data", "Give longer texts, or a lower longest")
         self.batch_size, self.steps, self.longest, self.seed = batch_size, steps, longest, seed
-        self.with_curriculum = with_curriculum
+        self.lengths = lengths
 
     def batch(self, step: int, rank: int, world: int) -> list[Passage]:
         """Every ``world``-th passage of a step, from ``rank`` on."""
         draw = random.Random(f"{self.seed} {step}")
-        weights = curriculum(step / self.steps, self.longest) if self.with_curriculum else [1.0] * self.longest
+        weights = {
+            "curriculum": curriculum(step / self.steps, self.longest),
+            "mixed": [1.0] * self.longest,
+            "longest": [0.0] * (self.longest - 1) + [1.0],
+        }[self.lengths]
         passages = []
         for exponent in draw.choices(range(self.longest), weights, k=self.batch_size):
             chunks = draw.choice(self.texts)
@@ -165,6 +179,7 @@ class NextParagraphBatches:
         expanded: share of the context's chunks left as tokens, drawn at random (the paper's 0.1).
         seed: of the draws.
         compression: another k than the tokenizer's own.
+        whole: share of the contexts left as tokens from end to end, so that the decoder does not forget how to read.
 
     Raises:
         UserError: if no text is long enough.
@@ -180,23 +195,42 @@ class NextParagraphBatches:
         seed: int,
         expanded: float = 0.1,
         compression: int | None = None,
+        whole: float = 0.0,
     ) -> None:
         cut = [tokenizer.chunks(text, compression) for text in texts]
         self.texts = [chunks for chunks in cut if len(chunks) >= context + target]
         if not self.texts:
             raise UserError(f"no text has {context + target} chunks", "data", "Give longer texts")
         self.batch_size, self.context, self.target, self.seed = batch_size, context, target, seed
-        self.expanded = expanded
+        self.expanded, self.whole = expanded, whole
+        self.stretches = [*accumulate(len(chunks) - context - target + 1 for chunks in self.texts)]
 
     def batch(self, step: int, rank: int, world: int) -> list[Passage]:
         """Every ``world``-th passage of a step, from ``rank`` on."""
         draw = random.Random(f"{self.seed} {step}")
         passages = []
         for _ in range(self.batch_size):
-            chunks = draw.choice(self.texts)
+            (chunks,) = draw.choices(self.texts, cum_weights=self.stretches)  # every stretch is as likely
             start = draw.randrange(len(chunks) - self.context - self.target + 1)
             end = start + self.context
-            pieces = tuple(c.decoder_ids if draw.random() < self.expanded else c for c in chunks[start:end])
+            share = 1.0 if draw.random() < self.whole else self.expanded
+            pieces = tuple(c.decoder_ids if draw.random() < share else c for c in chunks[start:end])
             target = tuple(token for chunk in chunks[end : end + self.target] for token in chunk.decoder_ids)
             passages.append(Passage(pieces, target))
         return passages[rank::world]
+
+
+class TurnBatches:
+    """Several kinds of batches by turns, step by step, such as one for each k.
+
+    Args:
+        kinds: with ``batch(step, rank, world)``.
+    """
+
+    def __init__(self, kinds: Sequence[Any]) -> None:
+        self.kinds = kinds
+
+    def batch(self, step: int, rank: int, world: int) -> list[Passage]:
+        """Of the kind whose turn it is."""
+        found: list[Passage] = self.kinds[step % len(self.kinds)].batch(step, rank, world)
+        return found

@@ -27,12 +27,22 @@ def packaged(name: str | Path) -> str | Path:
     return found.files.folder
 
 
+def llama2c_files(name: str | Path) -> tuple[Path, Path] | None:
+    """Checkpoint and tokenizer of a folder of llama2.c's files, ``*.bin`` and ``tok*.bin``; None for any other."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir() or (folder / "config.json").exists():
+        return None
+    words = sorted(folder.glob("tok*.bin"))
+    weights = [path for path in sorted(folder.glob("*.bin")) if path not in words]
+    return (weights[0], words[0]) if len(weights) == len(words) == 1 else None
+
+
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """Load a tokenizer.
 
     Args:
         name: ``minilm``, a folder (as transformers writes it, or with only ``tokenizer.json``, or with GPT-2's two
-            files), or the name of a hub repository.
+            files, or with llama2.c's two), or the name of a hub repository.
 
     Raises:
         UserError: if there is no such folder, or its files cannot be read.
@@ -47,6 +57,10 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
             return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise NeedsNetwork("the tokenizer cannot be fetched", name, "Give a folder with tokenizer.json") from error
+    if (files := llama2c_files(folder)) is not None:
+        from refrag.model.llama2c import load_llama2c
+
+        return cast(PreTrainedTokenizerBase, load_llama2c(*files)[1])
     try:
         if (folder / "config.json").exists() or (folder / "tokenizer_config.json").exists():
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
