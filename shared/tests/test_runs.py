@@ -204,3 +204,12 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with RunFolder.create(tmp_path / "r", {"a": 1}, seed=0, track=["wandb"]) as run:
         run.log(1, loss=0.5)
     assert list(run.path.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_a_folder_that_cannot_be_is_refused_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="a file stands where a folder is needed"):
+            RunFolder.ensure_free(path)
+    assert RunFolder.ensure_free(tmp_path / "not" / "yet" / "there") == []
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -82,6 +82,11 @@ class RunFolder:
             UserError: if the folder holds something that `create` would refuse to remove.
         """
         path = Path(path)
+        standing = next(part for part in (path, *path.absolute().parents) if part.exists())
+        if not standing.is_dir():
+            raise UserError("a file stands where a folder is needed", standing, "Choose another --output-dir")
+        if not os.access(standing, os.W_OK | os.X_OK):
+            raise UserError("no permission to write here", standing, "Choose another folder with --output-dir")
         holds = [p.name for p in path.iterdir() if p.name != ".lock"] if path.is_dir() else []
         began = set(holds) - {"environment.json"}  # a kill before config.json leaves that file: no run yet
         if began and not (overwrite and "config.json" in holds):
