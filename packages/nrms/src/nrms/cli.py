@@ -123,6 +123,7 @@ def train(
     from dataclasses import asdict
 
     from latentlab_shared.config import load_config
+    from latentlab_shared.runs import RunFolder
     from nrms.config import NrmsConfig
     from nrms.sample.generator import sample_config
     from nrms.server.corpus import save_catalogue
@@ -135,11 +136,15 @@ def train(
     if profile not in ("sample", "full"):
         raise UserError(f"{profile!r} is not a profile", "--profile", "Use sample or full")
     folder = resume or output_dir or (SAMPLE_RUN if data == "sample" else RUNS / Path(data).name)
-    home = _sample_data() if data == "sample" else Path(data)
     base = sample_config() if profile == "sample" else NrmsConfig()
     overrides = [*(sets or ()), *([] if seed is None else [f"train.seed={seed}"])]
     # When resuming, the run's own configuration is used, and one that differs is refused.
     settings = None if resume and not config and not overrides else load_config(NrmsConfig, config, overrides, base)
+    if not resume:
+        RunFolder.ensure_free(
+            folder, overwrite=overwrite or folder == SAMPLE_RUN
+        )  # nothing is written before a refusal
+    home = _sample_data() if data == "sample" else Path(data)
     result = train(
         home,
         folder,
