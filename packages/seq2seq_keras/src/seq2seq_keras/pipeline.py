@@ -277,6 +277,7 @@ def evaluate_run(
         "protocol": protocol,
         "beam": decode.beam,
         "texts": found.texts,
+        "limit": limit,
         "signature": found.signature,
         "rows": found.rows,
         "gains": found.gains,
@@ -324,6 +325,7 @@ def baselines_run(
         "part": part,
         "protocol": protocol,
         "texts": len(examples),
+        "limit": limit,
         "signature": signature,
         "rows": rows,
     }
@@ -376,6 +378,7 @@ def _write_table(
 ) -> None:
     told = f"{results['data']}, {results['texts']} texts of the {results['part']} part"
     command += f" --part {results['part']} --protocol {results['protocol']}"
+    command += f" --limit {results['limit']}" if results["limit"] else ""
     seeds = [asked.settings.train.seed]
     write_table(path, rows, command=command, data=told, seeds=seeds, rouge=results["signature"])
 
