@@ -70,3 +70,9 @@ def make_tokenizer(encoder: str = "bert", decoder: str = "llama", **options: Any
     """The tokenizer of such a model."""
     sides = tokenizer(ENCODERS[encoder]), tokenizer(DECODERS[decoder])
     return RefragTokenizer(*sides, encoder_pad_token_id=sides[0].pad_token_id, **options)
+
+
+def slots_of(objective: Any, passage: Any) -> Any:
+    """What the decoder reads before a passage's target, (L, D), piece by piece."""
+    pieces = [piece if isinstance(piece, tuple) else None for piece in passage.pieces]
+    return objective.model.splice(pieces, objective.vectors([passage]))

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from refrag_models import slots_of
 
 from refrag.inference.generator import RefragGenerator
 from refrag.model.gate import Budget, Gate
@@ -49,7 +50,7 @@ def test_a_prepared_question_is_the_generators_window(tiny):
         window = generator.window(example.question, example.docs, budget=Budget(fraction=share), scores=scores)
         assert [slot.expanded for slot in window.slots] == list(prepared.evidence)
         with torch.no_grad():
-            (prompt,) = objective.prompts([prepared.passage(prepared.evidence, tail)])
+            prompt = slots_of(objective, prepared.passage(prepared.evidence, tail))
         assert torch.allclose(prompt, window.embeddings, atol=1e-5)
         shown = "".join(
             next(d.text for d in example.docs if d.id == s.doc)[s.start : s.end] for s in window.slots if s.expanded

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from refrag_models import DECODERS, make_model, make_tokenizer
+from refrag_models import DECODERS, make_model, make_tokenizer, slots_of
 from refrag_tokenizers import SENTENCES
 from torch.nn import functional as F
 
@@ -116,7 +116,7 @@ def test_continuation_loss_is_that_of_each_passage_alone(decoder):
     objective = ContinuationObjective(model, tokenizer)
     together = objective.per_passage(passages)
     for found, passage in zip(together, passages, strict=True):
-        (prompt,) = objective.prompts([passage])
+        prompt = slots_of(objective, passage)
         nats = []
         for n, token in enumerate(passage.target):
             slots = torch.cat([prompt, model.embed(passage.target[:n])])

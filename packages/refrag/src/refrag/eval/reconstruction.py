@@ -60,12 +60,13 @@ def measure_reconstruction(
             part = pairs[at : at + batch_size]
             targets = [_tokens(own) for own, _ in part]
             counts = torch.tensor([len(target) for target in targets], dtype=torch.float64)
-            prompts = objective.prompts([Passage(own, target) for (own, _), target in zip(part, targets, strict=True)])
-            found, hits = objective.scored(prompts, targets)
+            found, hits = objective.scored(
+                [Passage(own, target) for (own, _), target in zip(part, targets, strict=True)]
+            )
+            wrong = [Passage(other, target) for (_, other), target in zip(part, targets, strict=True)]
             nats += float(found.double().cpu() @ counts)
             right += int(hits.sum())
-            wrong = objective.prompts([Passage(o, target) for (_, o), target in zip(part, targets, strict=True)])
-            unrelated += float(objective.after(wrong, targets).double().cpu() @ counts)
+            unrelated += float(objective.per_passage(wrong).double().cpu() @ counts)
             tokens += int(counts.sum())
         rows.append(
             {

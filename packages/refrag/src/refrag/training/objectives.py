@@ -20,6 +20,7 @@ from latentlab_shared.errors import UserError
 from refrag.model.modeling_refrag import RefragModel
 from refrag.model.tokenization_refrag import Chunk, RefragTokenizer
 
+_NOT_ASKED = -100
 LONGEST = 9  # the paper's stages, and its lengths 1, 2, 4 … 256 chunks
 
 Lengths = Literal["curriculum", "mixed", "longest"]
@@ -60,41 +61,62 @@ class ContinuationObjective(nn.Module):
 
     def per_passage(self, batch: Sequence[Passage]) -> Tensor:
         """Mean negative log-likelihood of each passage's target, (B,); one encoder and one decoder call."""
-        return self.after(self.prompts(batch), [passage.target for passage in batch])
+        return self.scored(batch)[0]
+
+    def scored(self, batch: Sequence[Passage]) -> tuple[Tensor, Tensor]:
+        """As ``per_passage``, and how many tokens of each target are the likeliest in their place, (B,)."""
+        model = self.model
+        rows: list[list[int]] = []
+        gaps: list[tuple[int, int]] = []  # passage and slot of each vector
+        for n, passage in enumerate(batch):
+            ids: list[int] = []
+            for piece in passage.pieces:
+                if isinstance(piece, Chunk):
+                    gaps.append((n, len(ids)))
+                    ids.append(0)
+                else:
+                    ids += piece
+            rows.append([*ids, *passage.target[:-1]])
+        longest = max(len(row) for row in rows)
+        inputs = model.embed([token for row in rows for token in (*row, *[0] * (longest - len(row)))])  # (B · L, D)
+        if gaps:
+            where = torch.tensor([n * longest + slot for n, slot in gaps], device=inputs.device)
+            inputs = inputs.index_copy(0, where, self.vectors(batch).to(inputs.dtype))
+        lengths = [len(row) for row in rows]
+        return self._compared(inputs.view(len(rows), longest, -1), lengths, [passage.target for passage in batch])
 
     def after(self, prompts: Sequence[Tensor], targets: Sequence[Sequence[int]]) -> Tensor:
         """Mean negative log-likelihood of each target after its prompt (L_i, D), (B,); one decoder call."""
-        return self.scored(prompts, targets)[0]
-
-    def scored(self, prompts: Sequence[Tensor], targets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """As ``after``, and how many tokens of each target are the likeliest in their place, (B,)."""
-        model = self.model
         sequences = [
-            torch.cat([prompt, model.embed(target[:-1])]) for prompt, target in zip(prompts, targets, strict=True)
+            torch.cat([prompt, self.model.embed(target[:-1])]) for prompt, target in zip(prompts, targets, strict=True)
         ]
         inputs = nn.utils.rnn.pad_sequence(sequences, batch_first=True)  # (B, L, D)
-        lengths = torch.tensor([len(s) for s in sequences], device=inputs.device)
-        mask = (torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]).long()
-        logits = model.decoder(inputs_embeds=inputs, attention_mask=mask).logits  # (B, L, V)
-        found, right = [], []
-        for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
-            wanted = torch.tensor(target, device=inputs.device)
-            start = len(prompt) - 1  # the last slot of the prompt expects the first token of the target
-            given = logits[row, start : start + len(wanted)].float()
-            found.append(F.cross_entropy(given, wanted))
-            right.append((given.detach().argmax(-1) == wanted).sum())
-        return torch.stack(found), torch.stack(right)
+        return self._compared(inputs, [len(sequence) for sequence in sequences], targets)[0]
 
-    def prompts(self, batch: Sequence[Passage]) -> list[Tensor]:
-        """The slots of every context, (L_i, D): all rows that are compressed in one encoder call."""
-        model, tokenizer = self.model, self.tokenizer
-        kept = [[piece for piece in passage.pieces if isinstance(piece, Chunk)] for passage in batch]
-        rows, masks = tokenizer.pack([tokenizer.row(chunk.encoder_ids) for chunks in kept for chunk in chunks])
-        projected = torch.split(model.project(model.encode_rows(rows, masks)), [len(chunks) for chunks in kept])
-        return [
-            model.splice([None if isinstance(piece, Chunk) else piece for piece in passage.pieces], vectors)
-            for passage, vectors in zip(batch, projected, strict=True)
-        ]
+    def _compared(
+        self, inputs: Tensor, lengths: Sequence[int], targets: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Mean nats and right tokens of targets, whose tokens but the last end the rows of ``inputs`` (B, L, D)."""
+        count, longest = inputs.shape[:2]
+        ends = torch.tensor(lengths, device=inputs.device)
+        mask = (torch.arange(longest, device=inputs.device) < ends[:, None]).long()
+        labels = torch.full((count, longest), _NOT_ASKED)
+        for n, (length, target) in enumerate(zip(lengths, targets, strict=True)):
+            # The last slot of the prompt expects the first token of the target.
+            labels[n, length - len(target) : length] = torch.tensor(target)
+        labels = labels.to(inputs.device)
+        logits = self.model.decoder(inputs_embeds=inputs, attention_mask=mask).logits.float()  # (B, L, V)
+        nats = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=_NOT_ASKED, reduction="none")
+        counts = torch.tensor([len(target) for target in targets], device=inputs.device)
+        right = (logits.detach().argmax(-1) == labels).sum(1)
+        return nats.view(count, longest).sum(1) / counts, right
+
+    def vectors(self, batch: Sequence[Passage]) -> Tensor:
+        """Projected vectors of all chunks that are compressed, in their order, (R, D): one encoder call."""
+        tokenizer = self.tokenizer
+        kept = [piece for passage in batch for piece in passage.pieces if isinstance(piece, Chunk)]
+        rows, masks = tokenizer.pack([tokenizer.row(chunk.encoder_ids) for chunk in kept])
+        return self.model.project(self.model.encode_rows(rows, masks))
 
 
 def curriculum(share: float, longest: int, stages: int = LONGEST) -> list[float]:
