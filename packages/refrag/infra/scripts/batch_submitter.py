@@ -8,10 +8,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 
-from refrag.framework.launch import batch_request, job_definition  # noqa: E402  (after the path)
+from latentlab_shared.cli import guarded  # noqa: E402
+from refrag.framework.batch import batch_request, job_definition, submit  # noqa: E402  (after the path)
+from refrag.framework.overlay import make_overlay  # noqa: E402
+from refrag.framework.run import refuse_secrets  # noqa: E402
 
 
-def main() -> int:
+def main() -> None:
     """Register the image's job definition and submit the job, unless ``--dry-run``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image", required=True, help="Of the container.")
@@ -24,27 +27,23 @@ def main() -> int:
     parser.add_argument("--memory", type=int, default=16_384, help="MiB of each node.")
     parser.add_argument("--gpus", type=int, default=0, help="Of each node.")
     parser.add_argument("--secret-arn", help="Of HF_TOKEN in Secrets Manager, for gated models.")
+    parser.add_argument("--overlay", metavar="BUCKET", help="Lay this checkout's tracked files over the image's.")
     parser.add_argument("--dry-run", action="store_true", help="Print both requests.")
     given = parser.parse_args()
+    overrides = shlex.split(given.overrides)
+    refuse_secrets(overrides)
     env = {"job_name": given.name, "job_queue": given.queue, "job_definition": given.name}
     env |= {"nnodes": given.nodes, "nproc_per_node": given.processes}
-    request = batch_request(env, [*shlex.split(given.overrides), "env=local", "driver=inline"])
+    overlay = make_overlay(given.overlay) if given.overlay else None
+    request = batch_request(env, [*overrides, "env=local", "driver=inline"], overlay.address if overlay else None)
     definition = job_definition(
         given.name, given.image, given.nodes, given.vcpus, given.memory, given.gpus, given.secret_arn
     )
     if given.dry_run:
         sys.stdout.write(json.dumps({"register": definition, "submit": request}, indent=2) + "\n")
-        return 0
-    try:
-        import boto3
-    except ImportError:
-        sys.stderr.write('error: boto3 is not installed. Install it: pip install "latentlab-refrag[aws]"\n')
-        return 2
-    batch = boto3.client("batch")
-    batch.register_job_definition(**definition)
-    sys.stdout.write(json.dumps({"jobId": batch.submit_job(**request)["jobId"]}) + "\n")
-    return 0
+    else:
+        submit(request, overlay, definition)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -336,20 +336,86 @@ def run_configuration(
 
 
 @verb(app)
+def chat(
+    out: Output,
+    documents: Annotated[str | None, typer.Option("--docs", help="A folder, a text file, or .jsonl.")] = None,
+    model: Model = SAMPLE_RUN,
+    retriever: Annotated[str, typer.Option("--retriever", help="bm25 or dense.")] = "bm25",
+    encoder: Annotated[str, typer.Option("--encoder", help="Of dense retrieval.")] = "minilm",
+    top: Annotated[int, typer.Option("--top", min=1, max=64, help="Passages for each question.")] = 4,
+    expand: Annotated[float, typer.Option("--expand", help="Share of the chunks shown as tokens.")] = 0.25,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of an answer.")] = 64,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Talk about documents in the terminal: every line is a question or a command (/docs, /k, /budget …)."""
+    import sys
+
+    from refrag.framework.apps.chatcli import chat_on
+
+    spoken = chat_on(
+        sys.stdin,
+        sys.stderr if out.json else sys.stdout,
+        model,
+        documents,
+        retriever=retriever,  # type: ignore[arg-type]  # checked there
+        encoder=encoder,
+        top=top,
+        share=expand,
+        new_tokens=max_new_tokens,
+        cache=cache_dir,
+    )
+    if out.json:
+        out.result(spoken)
+
+
+@verb(app)
 def serve(
     out: Output,
     model: Model = SAMPLE_RUN,
     host: Host = "127.0.0.1",
     port: Port = 7860,
+    documents: Annotated[
+        Path | None, typer.Option("--docs", help="A folder, a text file or .jsonl to answer from.")
+    ] = None,
+    retriever: Annotated[str, typer.Option("--retriever", help="bm25 or dense.")] = "bm25",
+    encoder: Annotated[str, typer.Option("--encoder", help="Of dense retrieval.")] = "minilm",
+    workers: Annotated[int, typer.Option("--workers", min=1, max=64, help="Processes, each with the model.")] = 1,
+    token_env: Annotated[
+        str | None, typer.Option("--token-env", help="Name of the variable that holds a bearer token.", metavar="NAME")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option("--allow-origin", help="A page that may use the API; may be repeated.")
+    ] = None,
     cache_dir: CacheDir = None,
 ) -> None:
     """Serve the API and its page until Ctrl-C."""
-    from refrag.inference.generator import RefragGenerator
+    import os
+
     from refrag.pipeline import model_folder
     from refrag.serving.app import serve
+    from refrag.serving.library import Library
 
+    token = None
+    if token_env is not None:
+        token = os.environ.get(token_env)
+        if not token:
+            raise UserError("this variable is not set", token_env, "Put the token into the environment")
+    library = None
+    if documents is not None:
+        library = Library(retriever, encoder, cache_dir and cache_dir / "passages")  # type: ignore[arg-type]
+        out.log(f"{library.add_path(documents):,} passages of {documents}")
     out.log(f"loading {model}")
-    serve(RefragGenerator.from_pretrained(model_folder(model), cache=cache_dir), host, port, log=out.log)
+    serve(
+        model_folder(model),
+        host,
+        port,
+        workers=workers,
+        library=library,
+        cache=cache_dir and cache_dir / "chunks",
+        token=token,
+        origins=allow_origin or (),
+        log=out.log,
+    )
 
 
 @verb(app)

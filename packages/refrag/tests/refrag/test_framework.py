@@ -1,43 +1,37 @@
-"""The seed's command lines: each composes; the short ones run; launchers make the commands they should."""
+"""The seed's command lines: each composes; the short ones run."""
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from refrag_runs import HOME, composed, started
 
 from latentlab_shared.errors import UserError
-from refrag.framework.launch import batch_request, docker_command, inner_overrides, launch, torchrun_command
 from refrag.framework.settings import dataset_path, make_settings
 
-hydra = pytest.importorskip("hydra", reason="hydra-core is not installed (extra: launch)")
-HOME = Path(__file__).parents[2]
+pytest.importorskip("hydra", reason="hydra-core is not installed (extra: launch)")
 
 SEED = [
     "app=alignment",
     "app=alignment app.dataset=wikipedia app.training.epochs=3 app.training.steps_per_epoch=100",
     '+app.model_name="roberta-base" +app.dataset.path="data/wikipedia_sample.jsonl" app=alignment',
     "trainer.epochs=1 trainer.steps_per_epoch=5 trainer.batch_size=2",
+    "app=train env=local",
+    "app=train env=docker",
     "app=train env=local env.nproc_per_node=4",
     "app=train env=docker env.nproc_per_node=4",
     "app=train env=torchrun env.nproc_per_node=4",
+    "app=train env=torchrun env.nproc_per_node=2",
     "app=train driver=torchrun driver.nproc_per_node=4",
     "app=hello_dist",
     "app=eval",
     "app=chatcli",
     "app=train model=gemma_1b train.steps=1000",
 ]
-
-
-def composed(line, name="config"):
-    from hydra import compose, initialize_config_module
-    from omegaconf import OmegaConf
-
-    with initialize_config_module("refrag.conf", version_base="1.3"):
-        config = compose(name, [word.replace('"', "") for word in line.split()])
-    return OmegaConf.to_container(config, resolve=True)
 
 
 @pytest.mark.parametrize("line", SEED)
@@ -67,11 +61,30 @@ def test_main_alignment_has_its_own_configuration():
     assert composed(SEED[3], "alignment")["app"]["name"] == "alignment"
 
 
+def test_every_choice_of_every_group_has_a_type():
+    from omegaconf import OmegaConf
+
+    for group in ("app", "env", "driver", "trainer", "model", "dataset", "engine"):
+        for path in sorted((HOME / "conf" / group).glob("*.yaml")):
+            line = f"{group}={path.stem}" + (" dataset.path=texts.txt" if path.stem == "file" else "")
+            config = composed(line, plain=False)
+            assert OmegaConf.get_type(config[group]).__module__ == "refrag.framework.schemas", line
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
-    [("app=alignment app.nonsense=1", "nonsense"), ("app=none", "none"), ("trainer.epoch=1", "epoch")],
+    [
+        ("app=alignment app.nonsense=1", "nonsense"),
+        ("app=alignment +app.nonsense=1", "unknown key app.nonsense"),
+        ("app=train +app.training.epoch=1", "unknown key app.training.epoch"),
+        ("+nonsense=1", "unknown key nonsense"),
+        ("app=none", "none"),
+        ("trainer.epoch=1", "epoch"),
+        ("trainer.epochs=many", "merging override trainer.epochs"),
+        ("env=torchrun env.nproc_per_node=two", "merging override env.nproc_per_node"),
+    ],
 )
-def test_unknown_keys_are_errors(line, said):
+def test_unknown_keys_and_other_types_are_errors(line, said):
     with pytest.raises(Exception, match=said):
         composed(line)
 
@@ -86,84 +99,30 @@ def test_data_that_is_not_there(dataset, said, tmp_path, monkeypatch):
         dataset_path({"app": {"dataset": dataset}, "dataset": {"name": "sample"}})
 
 
-# -- launchers ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_same_run_in_one_place():
-    given = ["app=train", "env=torchrun", "env.nproc_per_node=2", "+app.x=1", "driver=torchrun"]
-    own = ["env=local", "driver=inline", "hydra.run.dir='a b'", "hydra.output_subdir=null", "hydra/job_logging=none"]
-    assert inner_overrides(given, Path("a b/run")) == ["app=train", "+app.x=1", *own]
-
-
-def test_commands_of_torchrun():
-    one = torchrun_command({"nproc_per_node": 4}, ["app=hello_dist"])
-    tail = ["-m", "refrag.framework.run", "app=hello_dist"]
-    assert one == [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "4", *tail]
-    sizes = {"nproc_per_node": 1, "standalone": False, "nnodes": 2, "node_rank": 1}
-    two = torchrun_command(sizes | {"master_addr": "10.0.0.1", "master_port": 29500}, [])
-    assert two[3:11] == ["--nnodes", "2", "--node_rank", "1", "--master_addr", "10.0.0.1", "--master_port", "29500"]
-
-
-def test_secrets_go_by_name_only(monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_canary")
-    config = composed("app=train env=docker")
-    command = docker_command(config["env"], ["app=train"])
-    assert command[:3] == ["docker", "run", "--rm"] and command[3:5] == ["-e", "HF_TOKEN"]
-    assert "hf_canary" not in json.dumps([command, config, batch_request(composed("env=awsbatch")["env"], [])])
-
-
-def test_requests_of_batch():
-    env = composed("env=awsbatch")["env"]
-    one = batch_request(env, ["app=train"])
-    assert one == {
-        "jobName": "refrag",
-        "jobQueue": "refrag-gpu-job-queue",
-        "jobDefinition": "refrag-gpu",
-        "containerOverrides": {
-            "command": [
-                "torchrun", "--nproc_per_node", "1", "--standalone", "-m", "refrag.framework.run", "app=train",
-            ]
-        },
-    }  # fmt: skip
-    many = batch_request({**env, "nnodes": 4, "nproc_per_node": 8}, ["app=train"])["nodeOverrides"]
-    (nodes,) = many["nodePropertyOverrides"]
-    command = nodes["containerOverrides"]["command"]
-    assert many["numNodes"] == 4 and nodes["targetNodes"] == "0:" and command[-1] == "app=train"
-    assert "${AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS:-$(hostname -i)}" in command[2]
-
-
-def test_the_submitter_prints_both_requests():
-    line = "app=train model=gemma_1b train.steps=1000"
-    given = ("--image", "refrag:cuda", "--queue", "gpu", "--overrides", line, "--gpus", "1", "--dry-run")
-    done = subprocess.run(
-        [sys.executable, HOME / "infra/scripts/batch_submitter.py", *given], capture_output=True, text=True, check=True
-    )
-    found = json.loads(done.stdout)
-    assert found["submit"]["containerOverrides"]["command"][-5:] == [*line.split(), "env=local", "driver=inline"]
-    container = found["register"]["containerProperties"]
-    assert container["image"] == "refrag:cuda" and {"type": "GPU", "value": "1"} in container["resourceRequirements"]
-    composed(line)
-
-
-def test_a_dry_run_runs_nothing(capsys, tmp_path):
-    config = composed("app=hello_dist env=torchrun env.dry_run=true")
-    launch(config, ["app=hello_dist", "env=torchrun"], tmp_path / "run")
-    assert "torch.distributed.run" in capsys.readouterr().out and list(tmp_path.iterdir()) == []
-
-
 # -- for real ----------------------------------------------------------------------------------------------------------
 
 
-def started(script, *overrides, cwd):
-    done = subprocess.run([sys.executable, HOME / script, *overrides], capture_output=True, text=True, cwd=cwd)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["trainer.epoch=1"], "Key 'epoch' not in 'Trainer'"),
+        (["app=alignment", "+app.nonsense=1"], "unknown key app.nonsense"),
+    ],
+)
+def test_a_mistake_is_one_line(overrides, said, tmp_path):
+    told = started("run.py", *overrides, cwd=tmp_path, code=2)
+    assert told.startswith("error: ") and told.count("\n") == 1 and said in told
 
 
-@pytest.mark.slow
-def test_hello_from_two_processes(tmp_path):
-    out = started("run.py", "app=hello_dist", "env=torchrun", "env.nproc_per_node=2", cwd=tmp_path)
-    assert "hello from rank 0 of 2" in out and "hello from rank 1 of 2" in out
+def test_multirun_from_anywhere(tmp_path):
+    """``refrag run -m``: one run after the other, each with its own folder; here they only say what they would do."""
+    code = ("-c", "from refrag.cli import main; main()")
+    sweep = ("run", "-m", "app=hello_dist", "env.dry_run=true", "seed=1,2")
+    out = started(code, *sweep, cwd=tmp_path)
+    lines = [line for line in out.splitlines() if "-m refrag.framework.run" in line]
+    assert len(lines) == 2 and all(f"seed={n}" in line for n, line in enumerate(lines, start=1))
+    (sweep_folder,) = (tmp_path / "runs/refrag/hello_dist/multirun").iterdir()
+    assert sorted(p.name for p in sweep_folder.iterdir() if p.is_dir()) == ["0", "1"]
 
 
 @pytest.mark.slow
@@ -178,4 +137,37 @@ def test_main_alignment_trains(tmp_path):
 def test_alignment_in_two_processes_writes_once(tmp_path):
     sizes = ("trainer.steps_per_epoch=3", "trainer.batch_size=2")
     started("run.py", "app=alignment", "env=torchrun", "env.nproc_per_node=2", *sizes, cwd=tmp_path)
-    assert len(list(tmp_path.rglob("metrics.jsonl"))) == 1 and len(list(tmp_path.rglob("refrag.json"))) == 1
+    for name in ("metrics.jsonl", "refrag.json", "run.log", "hydra.yaml"):
+        assert len(list(tmp_path.rglob(name))) <= 1, name
+    assert len(list(tmp_path.rglob("refrag.json"))) == 1
+    assert len({path.parent for path in tmp_path.rglob(".hydra")}) == 1
+
+
+@pytest.mark.slow
+def test_two_agents_meet_as_nodes_of_a_batch_job_do(tmp_path):
+    """The shell line of a multi-node job, twice on this machine, with the variables that AWS Batch sets."""
+    from latentlab_shared.serving import listen
+    from refrag.framework.batch import node_command
+
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    command = node_command(2, 1, ["app=hello_dist", "env=local", "hydra.output_subdir=null", "hydra/job_logging=none"])
+    base = {**os.environ, "AWS_BATCH_JOB_NUM_NODES": "2", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    base["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), base["PATH"]])
+    # A launcher script of this interpreter, so that `torchrun` in the line is the one under test.
+    (tmp_path / "torchrun").write_text(f'#!/bin/sh\nexec {sys.executable} -m torch.distributed.run "$@"\n')
+    (tmp_path / "torchrun").chmod(0o755)
+    base["PATH"] = os.pathsep.join([str(tmp_path), base["PATH"]])
+    agents = []
+    for node in (0, 1):
+        env = {**base, "AWS_BATCH_JOB_NODE_INDEX": str(node)}
+        # Batch tells the main node's address to the others only.
+        env |= {"AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS": "127.0.0.1"} if node else {}
+        agents.append(
+            subprocess.Popen(
+                command, cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+        )
+    told = [agent.communicate(timeout=200)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], told
+    assert "hello from rank 0 of 2" in told[0] and "hello from rank 1 of 2" in told[1]

@@ -23,10 +23,6 @@ def run_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     app, trainer, model = config["app"], config["trainer"], config["model"]
     training = {key: value for key, value in (app.get("training") or {}).items() if value is not None}
-    known = {"epochs", "steps_per_epoch", "batch_size", "learning_rate"}
-    for key in training:
-        if key not in known:
-            raise UserError(f"unknown key app.training.{key}", _CONF, f"The keys are: {', '.join(sorted(known))}")
     merged = {**trainer, **training}
     loop = {k: v for k, v in merged.items() if k not in ("epochs", "steps_per_epoch", "training_model")}
     steps = config["train"]["steps"] or merged["epochs"] * merged["steps_per_epoch"]

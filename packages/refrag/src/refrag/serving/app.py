@@ -1,290 +1,299 @@
-"""The HTTP API: one model, loaded once; answers whole, streamed, or beside those of the full context."""
+"""The HTTP API: answers streamed, whole, or beside those of the full context, from a few workers."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
 import json
+import tempfile
 import threading
-import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from latentlab_shared.api import add_errors, error, limit_bodies, page
 from latentlab_shared.errors import UserError
 from latentlab_shared.serving import serve_app
-from refrag.inference.generator import Answer, RefragGenerator, greedy
-from refrag.model.documents import Doc
-from refrag.model.gate import Budget
-from refrag.model.window import Window
 from refrag.sample.facts import generate
+from refrag.serving.desk import FAILED, Desk, Full
+from refrag.serving.library import Found, Library
+from refrag.serving.schemas import Ask, Cancel, Cancelled, Fault, Health, Workers
+from refrag.serving.worker import SIDES, Job, ProcessWorker, Worker
 
-MAX_DOCUMENTS = 64
-MAX_CHARACTERS = 200_000  # of all documents together
-MAX_QUESTION = 2_000
-MAX_NEW_TOKENS = 512
-MAX_WAITING = 16  # requests; one more is told to come again
 MAX_BODY_BYTES = 4 * 2**20
+MAX_WAITING = 63  # requests; one more is told to come again
+RETRIEVED = 4  # passages, where a request names no documents
+_KEEP_ALIVE_S = 15.0
+_OPEN = ("/", "/healthz")  # without a token
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_SAID = {
+    401: "no bearer token, or a wrong one",
+    403: "a page of another origin",
+    413: "too large",
+    422: "wrong",
+    429: "busy",
+}
+_STREAM: dict[int | str, Any] = {200: {"description": "server-sent events", "content": {"text/event-stream": {}}}}
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Document(_Strict):
-    """A document: what ``Doc`` is."""
-
-    id: str = Field(max_length=100)
-    text: str = Field(max_length=MAX_CHARACTERS)
-    title: str | None = Field(None, max_length=1_000)
-
-
-class Limit(_Strict):
-    """What may be expanded: one of the three, as in ``Budget``."""
-
-    fraction: float | None = None
-    tokens: int | None = None
-    threshold: float | None = None
-
-
-class Cell(_Strict):
-    """A chunk, by its document and its number in it."""
-
-    doc: str = Field(max_length=100)
-    chunk: int = Field(ge=0)
-
-
-class Ask(_Strict):
-    """A question about documents.
+@dataclass(frozen=True)
+class Access:
+    """Who may use the API.
 
     Attributes:
-        question: in words.
-        docs: what was retrieved.
-        budget: what may be expanded; a quarter of the chunks by default.
-        expand: chunks to expand in any case.
-        exclude: chunks to leave as vectors in any case.
-        compression: k; the model's own by default.
-        max_new_tokens: of the answer.
-        id: names the request, for ``/cancel``.
+        token: if given, requests must carry it as ``Authorization: Bearer``.
+        origins: pages of other servers that may use the API from a browser.
+        hosts: names that requests may use for this server; empty for any. It keeps pages whose name was pointed at
+            this machine from reading answers.
     """
 
-    question: str = Field(min_length=1, max_length=MAX_QUESTION)
-    docs: list[Document] = Field(min_length=1, max_length=MAX_DOCUMENTS)
-    budget: Limit = Limit(fraction=0.25)
-    expand: list[Cell] = Field([], max_length=1_000)
-    exclude: list[Cell] = Field([], max_length=1_000)
-    compression: int | None = Field(None, ge=1, le=256)
-    max_new_tokens: int = Field(64, ge=1, le=MAX_NEW_TOKENS)
-    id: str | None = Field(None, min_length=1, max_length=100)
-
-    @model_validator(mode="after")
-    def _short_enough(self) -> Ask:
-        if sum(len(doc.text) for doc in self.docs) > MAX_CHARACTERS:
-            raise ValueError(f"the documents have more than {MAX_CHARACTERS} characters together")
-        return self
+    token: str | None = None
+    origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
 
 
-class Cancel(_Strict):
-    """The request to stop."""
-
-    id: str = Field(max_length=100)
-
-
-class _Desk:
-    """One model, one worker, and the requests it has in hand.
+def create_app(
+    workers: Sequence[Worker],
+    library: Library | None = None,
+    access: Access | None = None,
+    *,
+    waiting: int = MAX_WAITING,
+) -> FastAPI:
+    """The application around loaded workers.
 
     Args:
-        generator: answers one question at a time.
+        workers: all of one model.
+        library: passages for questions that bring no documents of their own.
+        access: who may use it; everyone by default.
+        waiting: requests that may wait for a worker.
     """
+    given = access or Access()
+    desk = Desk(workers, waiting)
+    about = workers[0].about() | {"library": len(library) if library is not None else 0}
 
-    def __init__(self, generator: RefragGenerator) -> None:
-        self.generator = generator
-        self.lock, self.places = threading.Lock(), threading.BoundedSemaphore(1 + MAX_WAITING)
-        self.stops: dict[str, threading.Event] = {}
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        desk.close()
 
-    def answer(
-        self, ask: Ask, stop: threading.Event, tell: Callable[[str, Any], None], budget: Budget | None = None
-    ) -> tuple[Answer, dict[str, Any]]:
-        """Answer, and say what it cost; ``tell`` gets events as they come."""
-        docs = [Doc(d.id, d.text, d.title) for d in ask.docs]
-        limit = budget or Budget(**ask.budget.model_dump(exclude_none=True))
-        with self.lock:
-            if stop.is_set():
-                tell("cancelled", {})
-            scores = None if budget is not None else self._scores(ask, docs)
-            tell("assigned", {"worker": 0})
-            began = time.perf_counter()
-            first: list[float] = []
-
-            def on_window(window: Window) -> None:
-                tell("plan", {"slots": [asdict(slot) for slot in window.slots], "positions": len(window.embeddings)})
-
-            def on_text(piece: str) -> None:
-                first.append(time.perf_counter() - began)
-                tell("token", {"text": piece})
-
-            found = self.generator.answer(
-                ask.question,
-                docs,
-                budget=limit,
-                scores=scores,
-                compression=ask.compression,
-                generation=greedy(ask.max_new_tokens),
-                on_window=on_window,
-                on_text=on_text,
-                stopped=stop.is_set,
-            )
-            seconds = time.perf_counter() - began
-        config: Any = self.generator.model.decoder.config
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        per_position = 2 * config.num_hidden_layers * heads * width * 4
-        return found, {
-            "ttft_s": first[0] if first else None,
-            "seconds": seconds,
-            "new_tokens": found.new_tokens,
-            "positions": found.window_length,
-            "full_positions": found.full_length,
-            "kv_bytes": per_position * found.window_length,
-            "full_kv_bytes": per_position * found.full_length,
-            "encoded_rows": found.encoded_rows,
-        }
-
-    def _scores(self, ask: Ask, docs: list[Doc]) -> list[float] | None:
-        """The gate's scores with the chunks that were pinned or excluded moved to its ends; None if none were."""
-        if not ask.expand and not ask.exclude:
-            return None
-        window = self.generator.window(ask.question, docs, budget=Budget(fraction=0.0), compression=ask.compression)
-        pinned, excluded = ({(cell.doc, cell.chunk) for cell in cells} for cells in (ask.expand, ask.exclude))
-        return [
-            1e9 if (s.doc, s.chunk) in pinned else -1e9 if (s.doc, s.chunk) in excluded else float(s.score or 0.0)
-            for s in window.slots
-        ]
-
-
-def create_app(generator: RefragGenerator, token: str | None = None) -> FastAPI:
-    """The application around a loaded model.
-
-    Args:
-        generator: answers all requests, one at a time.
-        token: if given, requests to the API must carry it as ``Authorization: Bearer``.
-    """
-    app = FastAPI(title="refrag", docs_url=None, redoc_url=None)
+    said: dict[int | str, Any] = {code: {"model": Fault, "description": text} for code, text in _SAID.items()}
+    app = FastAPI(title="refrag", docs_url=None, redoc_url=None, lifespan=life, responses=said)
     add_errors(app)
     limit_bodies(app, MAX_BODY_BYTES)
-    html = files("refrag.serving").joinpath("page.html").read_text(encoding="utf-8")
-    desk = _Desk(generator)
-    open_to_all = {"/", "/healthz"}
-
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Any) -> Any:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if token and request.url.path not in open_to_all and not hmac.compare_digest(given.encode(), token.encode()):
-            return error(401, "this server wants a bearer token")
-        return await call_next(request)
+    app.add_middleware(_Guard, access=given)
+    if given.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(given.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+        )
 
     @app.get("/healthz")
-    def healthz() -> dict[str, str]:
-        return {"status": "ok"}
+    def healthz() -> Health:
+        return Health(status="ok")
 
     @app.get("/models")
     def models() -> dict[str, Any]:
-        config = generator.model.config
-        about = {"encoder": config.encoder_name_or_path, "decoder": config.decoder_name_or_path}
-        return {"models": [{"id": "refrag", "compression": config.compression, **about}]}
+        return {"models": [about]}
 
     @app.get("/workers")
-    def workers() -> dict[str, Any]:
-        return {"workers": [{"id": 0, "busy": desk.lock.locked()}], "in_hand": len(desk.stops)}
+    def working() -> Workers:
+        return Workers.model_validate(desk.state())
 
     @app.post("/cancel")
-    def cancel(request: Cancel) -> dict[str, bool]:
-        stop = desk.stops.get(request.id)
-        if stop is not None:
-            stop.set()
-        return {"cancelled": stop is not None}
+    def cancel(request: Cancel) -> Cancelled:
+        """End a request by its id, within a token."""
+        return Cancelled(cancelled=desk.cancel(request.id))
 
     @app.post("/answer")
     def answer(ask: Ask) -> Any:
-        if not desk.places.acquire(blocking=False):
-            return error(429, "busy, try again", {"Retry-After": "1"})
-        try:
-            found, metrics = desk.answer(ask, threading.Event(), lambda name, data: None)
-        finally:
-            desk.places.release()
-        return {**asdict(found), "metrics": metrics}
-
-    @app.post("/compare")
-    def compare(ask: Ask) -> Any:
-        """The same question with everything expanded, and compressed."""
-        if not desk.places.acquire(blocking=False):
-            return error(429, "busy, try again", {"Retry-After": "1"})
-        try:
-            sides = {}
-            for name, budget in (("full", Budget(fraction=1.0)), ("refrag", None)):
-                found, metrics = desk.answer(ask, threading.Event(), lambda name, data: None, budget)
-                sides[name] = {"text": found.text, "citations": [asdict(c) for c in found.citations], **metrics}
-        finally:
-            desk.places.release()
-        return sides
-
-    @app.post("/chat")
-    async def chat(ask: Ask, request: Request) -> Any:
-        """Server-sent events: assigned, request_received, retrieved, plan, token …, citation …, metrics, done."""
+        """An answer, whole."""
         name = ask.id or uuid.uuid4().hex
-        if name in desk.stops:
-            raise UserError("another request has this id", "id", "Choose another")
-        if not desk.places.acquire(blocking=False):
-            return error(429, "busy, try again", {"Retry-After": "1"})
-        stop = desk.stops[name] = threading.Event()
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[str, Any] | None]()
+        told: list[tuple[str, dict[str, Any]]] = []
+        found = _retrieve(ask, library)
+        try:
+            stop = desk.take(name)
+        except Full:
+            return _busy()
+        try:
+            desk.answer(_job(ask, found, ("refrag",)), stop, lambda event, data: told.append((event, data)))
+        finally:
+            desk.leave(name)
+        event, data = told[-1]
+        if event == "error":
+            return error(500 if data["error"] == FAILED else 422, data["error"])
+        return {**data["sides"].get("refrag", {}), "cancelled": event == "cancelled", "retrieved": _told(found)}
 
-        def tell(event: str, data: Any) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, (event, data))
+    @app.post("/chat", response_class=StreamingResponse, responses=_STREAM)
+    async def chat(ask: Ask) -> Any:
+        """Server-sent events: request_received, retrieved, assigned, plan, token …, citation …, metrics, done."""
+        return await asyncio.to_thread(stream, ask, ("refrag",))
 
-        def work() -> None:
-            try:
-                found, metrics = desk.answer(ask, stop, tell)
-                for citation in found.citations:
-                    tell("citation", asdict(citation))
-                tell("metrics", metrics)
-                tell("cancelled" if stop.is_set() else "done", {"text": found.text})
-            except UserError as fault:
-                tell("error", {"error": str(fault)})
-            except Exception:  # its own thread: nobody else would tell the client
-                tell("error", {"error": "the server failed; its log says why"})
-                raise
-            finally:
-                del desk.stops[name]
-                desk.places.release()
-                loop.call_soon_threadsafe(events.put_nowait, None)
+    @app.post("/compare", response_class=StreamingResponse, responses=_STREAM)
+    async def compare(ask: Ask) -> Any:
+        """The same events for the question as the budget says, then with everything as tokens; each has its side."""
+        return await asyncio.to_thread(stream, ask, SIDES)
 
-        async def stream() -> AsyncIterator[str]:
-            yield _event("request_received", {"id": name})
-            yield _event("retrieved", {"docs": [doc.id for doc in ask.docs]})
-            try:
-                while (event := await events.get()) is not None:
-                    yield _event(*event)
-            finally:
-                stop.set()  # the client may have left: the worker is free within a token
-
-        threading.Thread(target=work, daemon=True).start()
-        return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    def stream(ask: Ask, sides: Sequence[str]) -> Any:
+        name = ask.id or uuid.uuid4().hex
+        found = _retrieve(ask, library)
+        try:
+            stop = desk.take(name)
+        except Full:
+            return _busy()
+        held = {"id": name, "docs": _told(found)}
+        events = _Events(desk, name, _job(ask, found, sides), stop, held)
+        return StreamingResponse(events.stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     @app.get("/", response_class=HTMLResponse)
     def index() -> HTMLResponse:
+        html = _page()
         example = generate(1, 1)[0]
-        docs = [{"id": doc.id, "title": doc.title or "", "text": doc.text} for doc in example.docs]
-        return page(html, {"QUESTION": example.question, "DOCS": json.dumps(docs)})
+        docs = [] if library else [{"id": d.id, "title": d.title or "", "text": d.text} for d in example.docs]
+        return page(html, {"QUESTION": "" if library else example.question, "DOCS": json.dumps(docs)})
 
     return app
+
+
+def _page() -> str:
+    """The page in one piece."""
+    home = files("refrag.serving")
+    html = home.joinpath("page.html").read_text(encoding="utf-8")
+    for name in ("page.css", "page.js"):
+        html = html.replace(f"/* {name} */", home.joinpath(name).read_text(encoding="utf-8"))
+    return html
+
+
+def _busy() -> Any:
+    return error(429, "busy, try again", {"Retry-After": "1"})
+
+
+def _retrieve(ask: Ask, library: Library | None) -> list[tuple[dict[str, Any], Found | None]]:
+    """The documents of a request: its own, then what is found for it.
+
+    Raises:
+        UserError: if there are none.
+    """
+    own: list[tuple[dict[str, Any], Found | None]] = [(doc.model_dump(), None) for doc in ask.docs]
+    wanted = ask.retrieve if ask.retrieve is not None else 0 if own else RETRIEVED
+    if library is None:
+        if not own:
+            raise UserError("no documents, and this server has no library", "docs", "Give at least one document")
+        return own
+    taken = {doc.id for doc in ask.docs}
+    for hit in library.search(ask.question, wanted):
+        doc = hit.passage.doc
+        if doc.id not in taken:
+            own.append(({"id": doc.id, "text": doc.text, "title": doc.title}, hit))
+    if not own:
+        raise UserError("no passage has a word of this question", "question", "Ask in the documents' words")
+    return own
+
+
+def _told(found: Sequence[tuple[dict[str, Any], Found | None]]) -> list[dict[str, Any]]:
+    """What the client is told of the documents: those of the library whole, its own by their ids."""
+    return [
+        {"id": doc["id"]}
+        if hit is None
+        else {**doc, "source": hit.passage.source, "start": hit.passage.start, "score": hit.score}
+        for doc, hit in found
+    ]
+
+
+def _job(ask: Ask, found: Sequence[tuple[dict[str, Any], Found | None]], sides: Sequence[str]) -> Job:
+    kept = {"question", "history", "expand", "exclude", "compression", "max_new_tokens"}
+    budget = ask.budget.model_dump(exclude_none=True)
+    return {**ask.model_dump(include=kept), "budget": budget, "docs": [doc for doc, _ in found], "sides": list(sides)}
+
+
+class _Events:
+    """The events of one request: a thread writes them, a stream reads them.
+
+    Args:
+        desk: which answers.
+        name: of the request.
+        job: what to answer.
+        stop: set when the client leaves.
+        held: what is told first.
+    """
+
+    def __init__(self, desk: Desk, name: str, job: Job, stop: threading.Event, held: dict[str, Any]) -> None:
+        self.desk, self.name, self.job, self.stop, self.held = desk, name, job, stop, held
+
+    async def stream(self) -> AsyncIterator[str]:
+        """The text of the stream; comments keep it open while there is nothing to tell."""
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[str, Any] | None]()
+
+        def put(item: tuple[str, Any] | None) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(events.put_nowait, item)
+
+        def work() -> None:
+            try:
+                self.desk.answer(self.job, self.stop, lambda event, data: put((event, data)))
+            finally:
+                self.desk.leave(self.name)
+                put(None)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            yield _event("request_received", {"id": self.held["id"]})
+            yield _event("retrieved", {"docs": self.held["docs"]})
+            while True:
+                try:
+                    item = await asyncio.wait_for(events.get(), _KEEP_ALIVE_S)
+                except TimeoutError:
+                    yield ": waiting\n\n"
+                    continue
+                if item is None:
+                    return
+                yield _event(*item)
+        finally:
+            self.stop.set()  # the client may have left: the worker is free within a token
+
+
+class _Guard:
+    """Lets in who has the token, calls the server by its name, and is no page of a stranger's."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self.app, self.access = app, access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        fault = self._fault(scope["path"], Headers(scope=scope))
+        if fault is None:
+            await self.app(scope, receive, send)
+        else:
+            headers = {"WWW-Authenticate": "Bearer"} if fault[0] == 401 else {}
+            await error(*fault, headers)(scope, receive, send)
+
+    def _fault(self, path: str, headers: Headers) -> tuple[int, str] | None:
+        host = headers.get("host", "")
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+        if self.access.hosts and name.strip("[]") not in self.access.hosts:
+            return 403, f"this server is not called so; call it {self.access.hosts[0]}"
+        origin = headers.get("origin")
+        if origin and origin.partition("://")[2] != host and origin not in self.access.origins:
+            return 403, "this page may not use the server (--allow-origin names those that may)"
+        given = headers.get("authorization", "").removeprefix("Bearer ")
+        token = self.access.token
+        if token and path not in _OPEN and not hmac.compare_digest(given.encode(), token.encode()):
+            return 401, "this server wants a bearer token"
+        return None
 
 
 def _event(name: str, data: Any) -> str:
@@ -292,23 +301,39 @@ def _event(name: str, data: Any) -> str:
 
 
 def serve(
-    generator: RefragGenerator,
+    model: Path,
     host: str = "127.0.0.1",
     port: int = 7860,
     *,
+    workers: int = 1,
+    library: Library | None = None,
+    cache: Path | None = None,
     token: str | None = None,
+    origins: Collection[str] = (),
     log: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM.
 
     Args:
-        generator: the model.
+        model: a folder that ``RefragGenerator.save_pretrained`` wrote.
         host: address to listen on.
         port: 0 takes a free one.
-        token: see ``create_app``.
+        workers: processes, each with the model.
+        library: see ``create_app``.
+        cache: a folder that keeps chunk vectors; by default they are kept as long as the server runs.
+        token: see ``Access``.
+        origins: see ``Access``.
         log: told the address when the server is ready.
 
     Raises:
         UserError: if the port is taken or the address is not this machine's.
+        RunFailed: if a worker cannot load the model.
     """
-    serve_app(create_app(generator, token), host, port, log)
+    hosts = _LOOPBACK if host in _LOOPBACK else ()
+    with tempfile.TemporaryDirectory(prefix="refrag-") as temporary:
+        pool = [ProcessWorker(model, cache or Path(temporary)) for _ in range(workers)]
+        try:
+            serve_app(create_app(pool, library, Access(token, tuple(origins), hosts)), host, port, log)
+        finally:
+            for worker in pool:
+                worker.close()

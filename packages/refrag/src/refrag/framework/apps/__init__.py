@@ -64,7 +64,16 @@ def chat(config: Config, folder: Path) -> dict[str, Any]:
 
     app = config["app"]
     return chat_on(
-        sys.stdin, sys.stdout, Path(app["from_model"]), app["documents"], app["expand"], app["max_new_tokens"]
+        sys.stdin,
+        sys.stdout,
+        Path(app["from_model"]),
+        app["documents"],
+        retriever=app["retriever"],
+        encoder=app["encoder"],
+        top=app["top"],
+        share=app["expand"],
+        new_tokens=app["max_new_tokens"],
+        cache=Path(app["cache_dir"]) if app["cache_dir"] else None,
     )
 
 
