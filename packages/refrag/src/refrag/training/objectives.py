@@ -87,11 +87,15 @@ class ContinuationObjective(nn.Module):
 
     def after(self, prompts: Sequence[Tensor], targets: Sequence[Sequence[int]]) -> Tensor:
         """Mean negative log-likelihood of each target after its prompt (L_i, D), (B,); one decoder call."""
+        return self.scored_after(prompts, targets)[0]
+
+    def scored_after(self, prompts: Sequence[Tensor], targets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """As ``after``, and how many tokens of each target are the likeliest in their place, (B,)."""
         sequences = [
             torch.cat([prompt, self.model.embed(target[:-1])]) for prompt, target in zip(prompts, targets, strict=True)
         ]
         inputs = nn.utils.rnn.pad_sequence(sequences, batch_first=True)  # (B, L, D)
-        return self._compared(inputs, [len(sequence) for sequence in sequences], targets)[0]
+        return self._compared(inputs, [len(sequence) for sequence in sequences], targets)
 
     def _compared(
         self, inputs: Tensor, lengths: Sequence[int], targets: Sequence[Sequence[int]]
