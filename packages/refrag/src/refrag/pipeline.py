@@ -71,7 +71,7 @@ class RunSettings:
         context: chunks before the target of the pretraining stage, at the model's own k.
         target: chunks to write there.
         expanded: share of the context's chunks left as tokens there.
-        whole: share of the contexts left as tokens from end to end.
+        whole: share of the steps whose contexts are left as tokens from end to end.
         weights: of the alignment losses.
         loop: how to step.
     """

@@ -205,7 +205,8 @@ class NextParagraphBatches:
         expanded: share of the context's chunks left as tokens, drawn at random (the paper's 0.1).
         seed: of the draws.
         compression: another k than the tokenizer's own.
-        whole: share of the contexts left as tokens from end to end, so that the decoder does not forget how to read.
+        whole: share of the steps whose contexts are left as tokens from end to end, so that the decoder does not forget
+            how to read; a step has one kind, since its passages are as long as the longest.
 
     Raises:
         UserError: if no text is long enough.
@@ -234,12 +235,12 @@ class NextParagraphBatches:
     def batch(self, step: int, rank: int, world: int) -> list[Passage]:
         """Every ``world``-th passage of a step, from ``rank`` on."""
         draw = random.Random(f"{self.seed} {step}")
+        share = 1.0 if draw.random() < self.whole else self.expanded
         passages = []
         for _ in range(self.batch_size):
             (chunks,) = draw.choices(self.texts, cum_weights=self.stretches)  # every stretch is as likely
             start = draw.randrange(len(chunks) - self.context - self.target + 1)
             end = start + self.context
-            share = 1.0 if draw.random() < self.whole else self.expanded
             pieces = tuple(c.decoder_ids if draw.random() < share else c for c in chunks[start:end])
             target = tuple(token for chunk in chunks[end : end + self.target] for token in chunk.decoder_ids)
             passages.append(Passage(pieces, target))
