@@ -159,7 +159,7 @@ def create_app(
     @app.get("/", response_class=HTMLResponse)
     def index() -> HTMLResponse:
         html = _page()
-        example = generate(1, 1)[0]
+        example = generate(1, 1, docs=9)[0]
         docs = [] if library else [{"id": d.id, "title": d.title or "", "text": d.text} for d in example.docs]
         return page(html, {"QUESTION": "" if library else example.question, "DOCS": json.dumps(docs)})
 

@@ -96,12 +96,11 @@ function showLive() {
   const { refrag, full } = sides;
   const known = Object.keys(NAMES).filter((key) => refrag && full && refrag[key] && full[key] && (key !== "ttft" || full.first));
   $("ratios-side").hidden = !known.length;
-  const words = { ttft: "sooner: first token", tokens: "fewer decoder tokens", kv: "smaller KV cache" };
   $("ratios").replaceChildren(...known.map((key) => {
-    const box = make("div");
-    box.append(make("b", `${(full[key] / refrag[key]).toFixed(1)} ×`), make("span", words[key]));
+    const box = make("div"), ratio = full[key] / refrag[key];
+    box.append(make("b", `${ratio.toFixed(1)} ×`, ratio >= 1 ? "gain" : ""), make("span", NAMES[key]));
     return box;
-  }));
+  }), make("small", "full context ÷ REFRAG"));
 }
 
 // -- chunks -----------------------------------------------------------------------------------------------------------

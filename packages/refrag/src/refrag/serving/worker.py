@@ -161,6 +161,7 @@ def _answer_jobs(pipe: Connection, stop: Any, model: str, cache: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
     try:
         generator = RefragGenerator.from_pretrained(model, cache=cache)
+        generator.answer("?", [Doc("1", "A first answer is slow.")], generation=greedy(1))  # nobody waits for this one
     except Exception as error:
         _send(pipe, "failed", {"error": str(error)})
         return

@@ -164,7 +164,7 @@ def chat_on(
     if documents is None:
         from refrag.sample.facts import generate
 
-        example = generate(1, 1)[0]
+        example = generate(1, 1, docs=9)[0]
         library.add_docs(example.docs)
         out.write(f"No documents given: these are built in. Try: {example.question}\n")
     else:
