@@ -22,7 +22,7 @@ from latentlab_shared.cli import (
     table,
     verb,
 )
-from latentlab_shared.errors import CONTROLS, UserError
+from latentlab_shared.errors import CONTROLS, RunFailed, UserError
 
 app = new_app("refrag", "latentlab-refrag", "Answers from retrieved documents that a decoder reads as chunk vectors.")
 
@@ -487,7 +487,7 @@ def _read(path: Path) -> str:
 @verb(app)
 def bench(
     out: Output,
-    what: Annotated[str, typer.Argument(help="align, ttft (the first token), or step (of alignment training).")],
+    what: Annotated[str, typer.Argument(help="align, ttft (the first token), step (of training) or serve.")],
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="Holds tokenizers/ and wikitext2/.", envvar="LATENTLAB_DATA")
     ] = None,
@@ -502,8 +502,18 @@ def bench(
     seed: Seed = 0,
 ) -> None:
     """Measure ratios side by side; with --output-dir, write the tables of the README."""
-    if what not in ("align", "ttft", "step"):
-        raise UserError(f"{what!r} is no benchmark", "refrag bench", "Use align, ttft or step")
+    if what not in ("align", "ttft", "step", "serve"):
+        raise UserError(f"{what!r} is no benchmark", "refrag bench", "Use align, ttft, step or serve")
+    if what == "serve":
+        from refrag.bench import serve as serving
+
+        told = serving.bench_serve(streams=streams, workers=workers, seed=seed, log=out.log)
+        if output_dir is not None:
+            serving.write_results(output_dir, told, f"refrag bench serve --streams {streams} --workers {workers}", seed)
+        out.result({"results": told}, table(told, ("name", "value", "target", "ok")))
+        if not all(row.get("ok", True) for row in told):
+            raise RunFailed("the server did not do what is demanded", "refrag bench serve")
+        return
     if what == "step":
         from refrag.bench import training
 
@@ -517,6 +527,8 @@ def bench(
         from refrag.bench.ttft import write_results as write
 
         measured = bench_ttft(context=context, repeats=repeats, seed=seed, log=out.log)
+    streams: Annotated[int, typer.Option("--streams", min=1, help="serve: streams held at once.")] = 50,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="serve: processes.")] = 1,
         if output_dir is not None:
             write(output_dir, measured, f"refrag bench ttft --context {context} --repeats {repeats}", seed)
         out.result({"results": measured}, table(measured))
