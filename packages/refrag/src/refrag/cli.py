@@ -224,6 +224,9 @@ def evaluate(
     expand: Annotated[
         list[float] | None, typer.Option("--expand", help="questions: share of chunks as tokens; may be repeated.")
     ] = None,
+    select: Annotated[
+        list[str] | None, typer.Option("--select", help="questions: who chooses them; may be repeated (default: all).")
+    ] = None,
     context: Annotated[int, typer.Option("--context", min=1, help="perplexity: tokens of a context, about.")] = 64,
     target: Annotated[int, typer.Option("--target", min=1, help="perplexity: tokens behind it, about.")] = 32,
     chunks: Annotated[
@@ -233,24 +236,40 @@ def evaluate(
         Path | None, typer.Option("--decoder", help="perplexity: reads tokens as well; the better one counts.")
     ] = None,
     limit: Limit = None,
+    seed: Seed = 1,
     output_dir: OutputDir = None,
     name: Annotated[str, typer.Option("--name", help="Of the file below --output-dir; the task's, if empty.")] = "",
 ) -> None:
     """Measure on held-out data: answers and citations (with a report), perplexity or reconstruction."""
     if task not in ("questions", "perplexity", "reconstruction"):
         raise UserError(f"{task!r} is no task", "--task", "Use questions, perplexity or reconstruction")
+    from refrag.eval.answers import SELECTIONS
     from refrag.pipeline import evaluate_questions, evaluate_reconstruction, evaluate_run
+
+    if unknown := set(select or ()) - set(SELECTIONS):
+        raise UserError(f"{min(unknown)!r} is no selection", "--select", f"Use {', '.join(SELECTIONS)}")
 
     shares = tuple(expand or (0.25,))
     if task == "questions":
-        rows = evaluate_questions(model, data, fractions=shares, rates=compression or (), limit=limit, log=out.debug)
+        rows = evaluate_questions(
+            model,
+            data,
+            fractions=shares,
+            rates=compression or (),
+            selections=select or SELECTIONS,
+            limit=limit,
+            seed=seed,
+            log=out.debug,
+        )
     else:
         rates = compression or [4, 8, 16, 32]
         if task == "reconstruction":
-            rows = evaluate_reconstruction(model, data, rates=rates, lengths=chunks or (1, 2, 4, 8), limit=limit)
+            rows = evaluate_reconstruction(
+                model, data, rates=rates, lengths=chunks or (1, 2, 4, 8), limit=limit, seed=seed
+            )
         else:
             sizes = {"context": context, "target": target}
-            rows = evaluate_run(model, data, rates=rates, limit=limit, decoder=decoder, **sizes)
+            rows = evaluate_run(model, data, rates=rates, limit=limit, seed=seed, decoder=decoder, **sizes)
     if output_dir is not None:
         from latentlab_shared.provenance import write_table
 
@@ -264,7 +283,9 @@ def evaluate(
             command += "".join(f" --chunks {n}" for n in chunks or ())
         else:
             command += "".join(f" --expand {share:g}" for share in shares)
+            command += "".join(f" --select {one}" for one in select or ())
         command += f" --limit {limit}" if limit else ""
+        command += f" --seed {seed}" if data == "sample" and seed != 1 else ""
         write_table(output_dir / f"{name or task}.json", shown, command=command, data=Path(data).name)
     columns = [name for name in rows[0] if name not in ("supported", "invalid")] if task == "questions" else None
     shown_at = {}
@@ -487,7 +508,7 @@ def _read(path: Path) -> str:
 @verb(app)
 def bench(
     out: Output,
-    what: Annotated[str, typer.Argument(help="align, ttft (the first token), step (of training) or serve.")],
+    what: Annotated[str, typer.Argument(help="align, ttft (the first token), memory, step (of training) or serve.")],
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="Holds tokenizers/ and wikitext2/.", envvar="LATENTLAB_DATA")
     ] = None,
@@ -496,14 +517,16 @@ def bench(
     references: Annotated[
         int, typer.Option("--references", min=0, help="align: pairs with the seed's table beside them.")
     ] = 2,
-    context: Annotated[int, typer.Option("--context", min=64, help="ttft: tokens of the documents.")] = 4096,
+    context: Annotated[int, typer.Option("--context", min=64, help="ttft, memory: tokens of the documents.")] = 4096,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Rounds; medians are given.")] = 7,
+    streams: Annotated[int, typer.Option("--streams", min=1, help="serve: streams held at once.")] = 50,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="serve: processes.")] = 1,
     output_dir: OutputDir = None,
     seed: Seed = 0,
 ) -> None:
     """Measure ratios side by side; with --output-dir, write the tables of the README."""
-    if what not in ("align", "ttft", "step", "serve"):
-        raise UserError(f"{what!r} is no benchmark", "refrag bench", "Use align, ttft, step or serve")
+    if what not in ("align", "ttft", "memory", "step", "serve"):
+        raise UserError(f"{what!r} is no benchmark", "refrag bench", "Use align, ttft, memory, step or serve")
     if what == "serve":
         from refrag.bench import serve as serving
 
@@ -522,13 +545,21 @@ def bench(
             training.write_results(output_dir, steps, f"refrag bench step --repeats {repeats}", seed)
         out.result({"results": steps}, table(steps, ("name", "value", "unit", "loss", "target", "ok")))
         return
+    if what == "memory":
+        from refrag.bench import memory
+
+        grown = memory.bench_memory(context=context, repeats=repeats, seed=seed, log=out.log)
+        if output_dir is not None:
+            memory.write_results(
+                output_dir, grown, f"refrag bench memory --context {context} --repeats {repeats}", seed
+            )
+        out.result({"results": grown}, table(grown))
+        return
     if what == "ttft":
         from refrag.bench.ttft import bench_ttft
         from refrag.bench.ttft import write_results as write
 
         measured = bench_ttft(context=context, repeats=repeats, seed=seed, log=out.log)
-    streams: Annotated[int, typer.Option("--streams", min=1, help="serve: streams held at once.")] = 50,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="serve: processes.")] = 1,
         if output_dir is not None:
             write(output_dir, measured, f"refrag bench ttft --context {context} --repeats {repeats}", seed)
         out.result({"results": measured}, table(measured))

@@ -14,7 +14,7 @@ from latentlab_shared.errors import UserError
 from latentlab_shared.files import sha256_file
 from latentlab_shared.runs import RunFolder, model_card
 from refrag.data.questions import QuestionExample, read_questions
-from refrag.eval.answers import evaluate_answers, ways
+from refrag.eval.answers import SELECTIONS, evaluate_answers, ways
 from refrag.eval.perplexity import measure_perplexity
 from refrag.eval.reconstruction import measure_reconstruction
 from refrag.inference.generator import RefragGenerator
@@ -295,6 +295,7 @@ def evaluate_questions(
     *,
     fractions: Sequence[float] = (0.25,),
     rates: Sequence[int] = (),
+    selections: Sequence[str] = SELECTIONS,
     limit: int | None = None,
     seed: int = 1,
     log: Log = lambda line: None,
@@ -306,6 +307,7 @@ def evaluate_questions(
         data: "sample", held out from training by its seed, or a .jsonl file of questions.
         fractions: shares of the chunks that may be expanded.
         rates: k; the model's own if there are none.
+        selections: who chooses what is expanded, of ``refrag.eval.answers.SELECTIONS``.
         limit: questions at most.
         seed: of the sample.
         log: told what is going on.
@@ -318,7 +320,7 @@ def evaluate_questions(
     generator = RefragGenerator.from_pretrained(model_folder(model))
     rows = []
     for k in rates or (generator.tokenizer.compression,):
-        found = evaluate_answers(generator, examples, ways(fractions), compression=k, seed=seed, log=log)
+        found = evaluate_answers(generator, examples, ways(fractions, selections), compression=k, seed=seed, log=log)
         rows += [{"name": row.pop("name"), "k": k, **row} for row in found]
     return rows
 

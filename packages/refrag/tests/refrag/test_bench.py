@@ -1,12 +1,14 @@
 """The benchmarks, at sizes that say nothing about speed: what they count must be right."""
 
 import json
+from pathlib import Path
 
 import pytest
 from refrag_tokenizers import SENTENCES, tokenizer
 from test_cli import refrag
 
 from refrag.bench.align import bench_align
+from refrag.bench.memory import bench_memory
 from refrag.bench.training import bench_step
 from refrag.bench.ttft import bench_ttft
 
@@ -26,7 +28,17 @@ def test_ttft_counts_positions_and_bytes():
         assert named[f"k={k}, cached, a tenth expanded"]["positions"] > row["positions"]
         assert row["formula"] > row["positions_ratio"] > 1
         assert row["next_ms"] > 0 and row["positions_ratio"] > row["next_formula"] > 1
-    assert full["ratio"] == 1 and named["k=16, cached"]["target"] == 22.0
+        assert row["tokens_per_s"] > 0
+    assert full["ratio"] == full["tokens_ratio"] == 1 and named["k=16, cached"]["target"] == 22.0
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
+def test_memory_is_that_of_processes():
+    small = {"width": 16, "layers": 1, "encoder_width": 32, "encoder_layers": 1}
+    full, row = bench_memory(context=2048, rates=(16,), repeats=1, **small)
+    assert full["positions"] > 10 * row["positions"] > 0 and full["ratio"] == 1
+    assert full["peak_MB"] > row["peak_MB"] >= 0 and full["peak_MB"] > full["kv_MB"]
+    assert row["kv_ratio"] == pytest.approx(full["positions"] / row["positions"], rel=1e-9)
 
 
 def test_both_ways_of_a_step_have_one_loss():

@@ -11,7 +11,7 @@ from refrag_tokenizers import SENTENCES, tokenizer
 from transformers import GenerationConfig
 
 from latentlab_shared.errors import UserError
-from refrag.inference.citations import CitationRule, Support, Vocabulary, find_citations
+from refrag.inference.citations import CitationRule, Support, Vocabulary, find_citations, whole_units
 from refrag.inference.generator import RefragGenerator
 from refrag.model.documents import Doc
 from refrag.model.gate import Budget, Gate, choose, signs
@@ -381,6 +381,33 @@ def test_citations_are_found_with_their_evidence():
     (found,) = find_citations(answer, [doc], slots)
     assert answer[found.at : found.at + 4] == "[12]"
     assert doc.text[found.start : found.end] == "In 1942 the library held 3,517 volumes."
+
+
+@pytest.mark.parametrize(
+    ("text", "cut", "wanted"),
+    [
+        ("It held 3,517 volumes.", "517 vol", "3,517 volumes"),  # a number and a word
+        ("Built in the mid-1990s, say.", "1990", "mid-1990s"),
+        ("At 12:30, not 12.5.", "30, not 12", "12:30, not 12.5"),
+        ("The end. Next", "end", "end"),  # a full stop belongs to no word
+        ("naïveté costs 7 €", "veté costs 7", "naïveté costs 7"),
+        ("snake_case here", "case", "snake_case"),
+        ("plain", "plain", "plain"),
+    ],
+)
+def test_evidence_cuts_no_word_and_no_number(text, cut, wanted):
+    start, end = whole_units(text, text.index(cut), text.index(cut) + len(cut))
+    assert text[start:end] == wanted
+
+
+@given(st.text("ab1 .,-é中", max_size=30), st.integers(0, 30), st.integers(0, 30))
+def test_evidence_only_grows_and_ends_between_words(text, a, b):
+    start, end = sorted((min(a, len(text)), min(b, len(text))))
+    left, right = whole_units(text, start, end)
+    assert 0 <= left <= start <= end <= right <= len(text)
+    for at in (left, right):  # nothing like ab|cd or 1|2
+        assert not (0 < at < len(text) and text[at - 1].isalnum() and text[at].isalnum())
+    assert whole_units(text, left, right) == (left, right)
 
 
 def test_generated_answers_cite_only_their_documents():

@@ -82,12 +82,19 @@ def _measure(
             held[number].append(event)
 
     threads = [threading.Thread(target=follow, args=(number,)) for number in range(len(bodies))]
+    for worker in pool:  # nothing is answered before all streams stand
+        _signal(worker, signal.SIGSTOP)
     for thread in threads:
         thread.start()
-    open_at_once = 0
-    while any(thread.is_alive() for thread in threads):
-        open_at_once = max(open_at_once, server.get("/workers")["in_hand"])
+    open_at_once, until = 0, time.monotonic() + _WAIT_S
+    while open_at_once < len(bodies) and time.monotonic() < until:
         time.sleep(0.01)
+        open_at_once = max(open_at_once, server.get("/workers")["in_hand"])
+    began = time.perf_counter()
+    for worker in pool:
+        _signal(worker, signal.SIGCONT)
+    for thread in threads:
+        thread.join(_WAIT_S)
     seconds = time.perf_counter() - began
     ends = [events[-1][0] if events else "nothing" for events in held]
     pieces = ["".join(data["text"] for name, data in events if name == "token") for events in held]
@@ -123,9 +130,7 @@ def _measure(
     stream = server.stream(long)
     number = _until(stream, "assigned")["worker"]
     _until(stream, "token")
-    process = pool[number].process.pid
-    assert process is not None
-    os.kill(process, signal.SIGKILL)
+    _signal(pool[number], signal.SIGKILL)
     end = list(stream)[-1]
     rows.append(_demanded("a killed worker's stream ends with", end[0], "error"))
     rows.append(_served("after a worker was killed, next answer, s", server, bodies[0], whole[0]))
@@ -133,6 +138,11 @@ def _measure(
     status = server.announced(100 * 2**20)
     rows.append(_demanded("a body of 100 MiB, announced and not sent: status", status, 413))
     return rows
+
+
+def _signal(worker: ProcessWorker, number: signal.Signals) -> None:
+    assert worker.process.pid is not None
+    os.kill(worker.process.pid, number)
 
 
 def _demanded(name: str, value: object, target: object) -> dict[str, Any]:

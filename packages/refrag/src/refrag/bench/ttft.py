@@ -1,4 +1,4 @@
-"""Time to the first token and between the next ones, bytes of the KV cache: a context as it is, and compressed.
+"""Time to the first token and between the next ones, tokens per second, bytes of the KV cache, full and compressed.
 
 One decoder reads both. Both tokenizers are one, so that a chunk is exactly k tokens of either side. Weights are random:
 they cost the same. The compressed side pays for everything a question costs: cutting the documents, looking vectors up
@@ -33,7 +33,8 @@ Row = dict[str, Any]
 TARGETS = {8: 11.0, 16: 22.0, 32: 36.0}  # cached, nothing expanded
 EXPANDED_TARGET, FRESH_TARGET = 9.0, 7.5  # k = 16: a tenth expanded; not cached
 _NEXT = 8  # tokens after the first, to time one by one
-_QUESTION = "What is the mill count of Selford?"
+_ANSWER = 64  # tokens of an answer, for the throughput
+QUESTION = "What is the mill count of Selford?"
 
 
 def bench_ttft(
@@ -61,8 +62,8 @@ def bench_ttft(
         seed: of the weights and the text.
         log: told what is going on.
     """
-    model, tokenizer = _models(context, width, layers, encoder_width, encoder_layers, seed)
-    docs = _documents(tokenizer, context, seed)
+    model, tokenizer = models(context, width, layers, encoder_width, encoder_layers, seed)
+    docs = documents(tokenizer, context, seed)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -79,9 +80,10 @@ def write_results(folder: Path, rows: Sequence[Row], command: str, seed: int) ->
     write_table(folder / "ttft.json", shown, command=command, data=about, seeds=[seed])
 
 
-def _models(
+def models(
     context: int, width: int, layers: int, encoder_width: int, encoder_layers: int, seed: int
 ) -> tuple[RefragModel, RefragTokenizer]:
+    """The benchmark's encoder and decoder, with random weights, and one tokenizer for both."""
     from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
     words = decoder_tokenizer([doc.text for example in generate(300, seed) for doc in example.docs])
@@ -112,7 +114,7 @@ def _models(
     return model, RefragTokenizer(words, words)
 
 
-def _documents(tokenizer: RefragTokenizer, context: int, seed: int, count: int = 1) -> list[Doc]:
+def documents(tokenizer: RefragTokenizer, context: int, seed: int, count: int = 1) -> list[Doc]:
     """Documents of ``context`` tokens in all."""
     text = " ".join(doc.text for example in generate(context // 16 + 8, seed) for doc in example.docs)
     chunks = tokenizer.chunks(text, context // count)[:count]
@@ -138,15 +140,15 @@ def _measure(
     times: dict[str, list[float]] = {name: [] for name in ("full", *ways)}
     nexts: dict[str, list[float]] = {name: [] for name in times}
     facts: dict[str, tuple[int, int]] = {}  # positions and bytes
-    full = cached.window(_QUESTION, docs, budget=Budget(fraction=1.0)).embeddings  # the prompt as it is
+    full = cached.window(QUESTION, docs, budget=Budget(fraction=1.0)).embeddings  # the prompt as it is
     for generator, k, budget in ways.values():
-        generator.window(_QUESTION, docs, budget=budget, compression=k)  # fills the cache
+        generator.window(QUESTION, docs, budget=budget, compression=k)  # fills the cache
     for round_ in range(repeats):
         log(f"round {round_ + 1} of {repeats}")
         facts["full"] = _timed(lambda: full, model, times["full"], nexts["full"])
         for name, (generator, k, budget) in ways.items():
             facts[name] = _timed(
-                lambda g=generator, k=k, b=budget: g.window(_QUESTION, docs, budget=b, compression=k).embeddings,  # type: ignore[misc]
+                lambda g=generator, k=k, b=budget: g.window(QUESTION, docs, budget=b, compression=k).embeddings,  # type: ignore[misc]
                 model,
                 times[name],
                 nexts[name],
@@ -189,6 +191,7 @@ def _row(
     weights = 2 * sum(parameter.numel() for parameter in model.decoder.parameters())
     per_slot = 4 * d * model.decoder.config.num_hidden_layers
     formula = all_slots * (24 * d + 4 * all_slots) / (slots * (24 * d + 4 * slots))
+    rate, rate_all = _ANSWER / (seconds + (_ANSWER - 1) * after), _ANSWER / (against + (_ANSWER - 1) * after_all)
     k = int(name.split(",")[0].removeprefix("k=")) if name != "full" else 0
     target = TARGETS.get(k) if name.endswith(", cached") else None
     if k == 16 and not target:
@@ -205,6 +208,8 @@ def _row(
         "next_ms": 1e3 * after,
         "next_ratio": after_all / after,
         "next_formula": (weights + per_slot * all_slots) / (weights + per_slot * slots),
+        "tokens_per_s": rate,
+        "tokens_ratio": rate / rate_all,
         "target": target,
         "ok": None if target is None else against / seconds >= target,
     }

@@ -64,63 +64,64 @@ def harness_model(generator: RefragGenerator, *, budget: Budget | None = None, c
         NeedsExtra: without lm-eval.
     """
     base = _needed("lm_eval.api.model").LM
-    windows = _needed("lm_eval.utils")
-    objective = ContinuationObjective(generator.model, generator.tokenizer).eval()
-    tokenizer = generator.tokenizer
-    first = tokenizer.decoder_tokenizer.bos_token_id
-    first = first if first is not None else tokenizer.decoder_tokenizer.eos_token_id
-    options: dict[str, Any] = {"budget": budget, "compression": compression}
+    made: Any = type("RefragLM", (_Reader, base), {})
+    return made(generator, budget, compression)
 
-    def prompt_of(text: str) -> Tensor:
+
+class _Reader:
+    """The three questions that the harness asks; what else it wants is its own base class's."""
+
+    def __init__(self, generator: RefragGenerator, budget: Budget | None, compression: int | None) -> None:
+        super().__init__()
+        self.generator, self.model, self.tokenizer = generator, generator.model, generator.tokenizer
+        self.options: dict[str, Any] = {"budget": budget, "compression": compression}
+        self.objective = ContinuationObjective(self.model, self.tokenizer).eval()
+        words: Any = self.tokenizer.decoder_tokenizer
+        self.first = int(words.bos_token_id if words.bos_token_id is not None else words.eos_token_id)
+
+    def _prompt(self, text: str) -> Tensor:
         question, docs = _split(text)
         if docs:
-            return generator.window(question, docs, **options).embeddings
-        ids = tokenizer.decoder_ids(text)
-        return generator.model.embed(ids if ids else [first])
+            return self.generator.window(question, docs, **self.options).embeddings
+        return self.model.embed(self.tokenizer.decoder_ids(text) or [self.first])
 
-    class RefragLM(base):  # type: ignore[misc]  # its module has no types
-        """Reads documents as vectors."""
+    @torch.no_grad()
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Of each continuation after its prompt, and whether it is what greedy search would write."""
+        found = []
+        for context, continuation in (request.args for request in requests):
+            target = self.tokenizer.decoder_ids(continuation)
+            nats, right = self.objective.scored_after([self._prompt(context)], [target])
+            found.append((-float(nats) * len(target), int(right) == len(target)))
+        return found
 
-        @torch.no_grad()
-        def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-            """Of each continuation after its prompt, and whether it is what greedy search would write."""
-            found = []
-            for context, continuation in (request.args for request in requests):
-                target = tokenizer.decoder_ids(continuation)
-                nats, right = objective.scored_after([prompt_of(context)], [target])
-                found.append((-float(nats) * len(target), int(right) == len(target)))
-            return found
+    @torch.no_grad()
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Of whole texts, in windows of as many tokens as the decoder has positions for."""
+        windows, room = _needed("lm_eval.utils"), self.model.room or 2048
+        sums = []
+        for (text,) in (request.args for request in requests):
+            parts = windows.get_rolling_token_windows(
+                token_list=self.tokenizer.decoder_ids(text), prefix_token=self.first, max_seq_len=room, context_len=1
+            )
+            total = 0.0
+            for before, target in map(windows.make_disjoint_window, parts):
+                nats = self.objective.after([self.model.embed(before)], [target])
+                total -= float(nats) * len(target)
+            sums.append(total)
+        return sums
 
-        @torch.no_grad()
-        def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-            """Of whole texts, in windows of as many tokens as the decoder has positions for."""
-            room = generator.model.room or 2048
-            sums = []
-            for (text,) in (request.args for request in requests):
-                ids = tokenizer.decoder_ids(text)
-                parts = windows.get_rolling_token_windows(
-                    token_list=ids, prefix_token=first, max_seq_len=room, context_len=1
-                )
-                total = 0.0
-                for before, target in map(windows.make_disjoint_window, parts):
-                    nats = objective.after([generator.model.embed(before)], [target])
-                    total -= float(nats) * len(target)
-                sums.append(total)
-            return sums
-
-        def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-            """An answer to each prompt, up to the first of its stops."""
-            found = []
-            for context, settings in (request.args for request in requests):
-                question, docs = _split(context)
-                new = int(settings.get("max_gen_toks", _NEW_TOKENS))
-                text = generator.answer(question, docs, generation=greedy(new), **options).text
-                for stop in settings.get("until", ()):
-                    text = text.split(stop)[0] if stop else text
-                found.append(text)
-            return found
-
-    return RefragLM()
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """An answer to each prompt, up to the first of its stops."""
+        found = []
+        for context, settings in (request.args for request in requests):
+            question, docs = _split(context)
+            new = int(settings.get("max_gen_toks", _NEW_TOKENS))
+            text = self.generator.answer(question, docs, generation=greedy(new), **self.options).text
+            for stop in settings.get("until", ()):
+                text = text.split(stop)[0] if stop else text
+            found.append(text)
+        return found
 
 
 def questions_task(examples: Sequence[QuestionExample], name: str = "refrag_questions") -> Any:

@@ -22,6 +22,8 @@ from refrag.model.window import Slot
 
 _STATEMENT = re.compile(r"[^.!?\n\[\]]*$")
 _WORD = re.compile(r"\w+")
+_UNIT = re.compile(r"[^\W_]+(?:[.,:'’/_-][^\W_]+)*")  # a word or a number, such as 3,517 or mid-1990s
+_NEAR = 48  # characters around the end of a span in which the unit it cuts is looked for
 
 
 @dataclass(frozen=True)
@@ -225,9 +227,29 @@ def find_citations(answer: str, docs: Sequence[Doc], slots: Sequence[Slot]) -> l
         start, end = 0, len(text)
         if mine:
             best = max(mine, key=worth)
-            start, end = _trimmed(text, best.start, best.end)
+            start, end = whole_units(text, *_trimmed(text, best.start, best.end))
         found.append(Citation(name, bracket.start(), start, end))
     return found
+
+
+def whole_units(text: str, start: int, end: int) -> tuple[int, int]:
+    """A span widened to the ends of the words and numbers that it cuts.
+
+    Args:
+        text: of the document.
+        start: first character of the span.
+        end: the character after its last.
+    """
+    return _border(text, start)[0], _border(text, end)[1]
+
+
+def _border(text: str, at: int) -> tuple[int, int]:
+    """Both ends of the word or number that a place lies inside of; the place itself if it lies in none."""
+    low = max(0, at - _NEAR)
+    for unit in _UNIT.finditer(text, low, at + _NEAR):
+        if unit.start() < at < unit.end():
+            return unit.start(), unit.end()
+    return at, at
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:

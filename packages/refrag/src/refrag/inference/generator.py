@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -83,6 +83,25 @@ class _Plan:
     def every(self) -> list[Chunk]:
         return [chunk for parts in self.chunks for chunk in parts]
 
+    def texts(self) -> Iterator[tuple[tuple[str, int], list[list[int]]]]:
+        """What has to be read, each with the name it is held by: the documents, then the question (its k is 0)."""
+        for doc, rows in zip(self.docs, self.rows, strict=True):
+            yield (doc.text, self.compression), rows
+        if self.asked:
+            yield (repr(self.asked), 0), self.asked
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Rows that have been read: vectors before the projector, (N, E), and behind it, (N, D)."""
+
+    vectors: Tensor
+    projected: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.vectors.nbytes + self.projected.nbytes
+
 
 class RefragGenerator:
     """A model, its tokenizer and, if wished, a cache of chunk vectors.
@@ -107,7 +126,7 @@ class RefragGenerator:
         self.vectors = RowVectors(model, tokenizer, cache, cache_dtype)
         self._vocabulary = Vocabulary(tokenizer.decoder_tokenizer)
         self._cut = lru_cache(maxsize=4096)(self._cut_anew)
-        self._held: dict[tuple[str, int], Tensor] = {}  # of documents that came lately, before the cache's folder
+        self._held: dict[tuple[str, int], _Read] = {}  # of texts that came lately, before the cache's folder
 
     @classmethod
     def from_pretrained(
@@ -186,31 +205,24 @@ class RefragGenerator:
         k = compression or self.tokenizer.compression
         return _Plan(docs, k, [chunks for chunks, _ in cut], rows, own, seen, around)
 
-    def _read(self, plans: Sequence[_Plan]) -> list[Tensor]:
-        """Vectors of every plan's chunks, then of its question: from memory, or all that are missing in one call."""
-        wanted = []
-        for plan in plans:
-            for doc, rows in zip(plan.docs, plan.rows, strict=True):
-                if (doc.text, plan.compression) not in self._held:
-                    wanted += rows
-            wanted += plan.asked
-        found, at = self.vectors(wanted), 0
+    def _read(self, plans: Sequence[_Plan]) -> list[list[_Read]]:
+        """Every plan's documents, and its question at the end: from memory, or all that are missing in one call."""
+        wanted = [rows for plan in plans for key, rows in plan.texts() if key not in self._held]
+        vectors = self.vectors([row for rows in wanted for row in rows])
+        projected = self.model.project(vectors)
+        found = zip(*(torch.split(t, [len(rows) for rows in wanted]) for t in (vectors, projected)), strict=True)
         read, new = [], {}
         for plan in plans:
             parts = []
-            for doc, rows in zip(plan.docs, plan.rows, strict=True):
-                key = (doc.text, plan.compression)
+            for key, _ in plan.texts():
                 if key not in self._held:
-                    new[key] = found[at : at + len(rows)]
-                    at += len(rows)
+                    new[key] = _Read(*next(found))
                 parts.append(self._held[key] if key in self._held else new[key])
-            parts.append(found[at : at + len(plan.asked)])
-            at += len(plan.asked)
-            read.append(torch.cat(parts))
+            read.append(parts)
         # Without a cache every question is read anew, and so are rows that the question is part of.
         if self.vectors.cache is not None and self.model.config.conditioning != "joint":
-            self._held |= {key: vectors.clone() for key, vectors in new.items()}
-            while sum(vectors.nbytes for vectors in self._held.values()) > _HELD_BYTES:
+            self._held |= {key: _Read(one.vectors.clone(), one.projected.clone()) for key, one in new.items()}
+            while sum(one.nbytes for one in self._held.values()) > _HELD_BYTES:
                 del self._held[next(iter(self._held))]
         return read
 
@@ -219,27 +231,29 @@ class RefragGenerator:
         chunks = self.tokenizer.chunks(text, compression)
         return chunks, [any(c.isdigit() for c in text[chunk.start : chunk.end]) for chunk in chunks]
 
-    def _for_gate(self, plan: _Plan, found: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        if self.model.config.conditioning == "none":
-            return found, plan.signs, None
-        return found[:-1], plan.signs, found[-1]
+    def _for_gate(self, plan: _Plan, found: Sequence[_Read]) -> tuple[Tensor, Tensor, Tensor | None]:
+        docs, question = found[: len(plan.docs)], found[len(plan.docs) :]
+        vectors = [one.vectors for one in docs] or [torch.zeros(0, self.model.encoder_dim, device=self.model.device)]
+        return torch.cat(vectors), plan.signs, question[0].vectors[0] if question else None
 
     def _window(
-        self, plan: _Plan, found: Tensor, budget: Budget | None, scores: Sequence[float] | None = None
+        self, plan: _Plan, found: Sequence[_Read], budget: Budget | None, scores: Sequence[float] | None = None
     ) -> Window:
         """The window of a plan whose rows have been read."""
-        every, given = plan.every, self._for_gate(plan, found)
+        every = plan.every
         rated: list[float] | None = None
         if scores is not None:
             rated = [float(score) for score in scores]
         elif budget is not None:
-            rated = self.model.gate(*given).tolist()
+            rated = self.model.gate(*self._for_gate(plan, found)).tolist()
         if rated is not None and len(rated) != len(every):
             raise UserError(f"{len(rated)} scores for {len(every)} chunks", "scores")
         expanded = [False] * len(every)
         if budget is not None and rated is not None:
             expanded = choose(rated, [len(chunk.decoder_ids) for chunk in every], budget)
-        return build_window(self.model, self.tokenizer, plan.docs, plan.chunks, given[0], expanded, rated, plan.around)
+        projected = [one.projected for one in found[: len(plan.docs)]]
+        slots = torch.cat(projected) if projected else torch.zeros(0, self.model.decoder_dim, device=self.model.device)
+        return build_window(self.model, self.tokenizer, plan.docs, plan.chunks, slots, expanded, rated, plan.around)
 
     # -- answers -------------------------------------------------------------------------------------------------------
 

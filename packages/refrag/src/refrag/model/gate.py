@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -81,13 +82,16 @@ def signs(
     if not count:
         return torch.zeros(0, SIGNS)
     owner = np.repeat(np.arange(count), [len(chunk) for chunk in chunks])
-    tokens = np.fromiter((token for chunk in chunks for token in chunk), np.int64, len(owner))
-    pairs = np.unique(np.stack([owner, tokens], 1), axis=0)  # a token counts once in a chunk
-    owner, (names, token, held) = pairs[:, 0], np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
-    rare = np.log((1 + count) / held)
-    asked = np.isin(names, list(question))
+    tokens = np.fromiter(chain.from_iterable(chunks), np.int64, len(owner))
+    size = 1 + int(max(tokens.max(initial=0), max(question, default=0)))
+    owner, token = np.divmod(np.unique(owner * size + tokens), size)  # a token counts once in a chunk
+    held = np.bincount(token, minlength=size)  # chunks that have it
+    rare = np.log((1 + count) / np.maximum(1, held))
+    wanted = np.zeros(size)
+    wanted[list(question)] = 1.0
+    worth = rare * wanted * (held > 0)
     rarity = np.bincount(owner, rare[token], count) / np.maximum(1, np.bincount(owner, minlength=count))
-    overlap = np.bincount(owner, (rare * asked)[token], count) / (rare[asked].sum() or 1.0)
+    overlap = np.bincount(owner, worth[token], count) / (worth.sum() or 1.0)
     one = np.asarray(document)
     together = one[1:] == one[:-1]  # neighbours of one document
     beside = np.zeros(count)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from refrag.model.documents import Doc
@@ -58,7 +57,7 @@ def build_window(
     tokenizer: RefragTokenizer,
     docs: Sequence[Doc],
     chunks: Sequence[Sequence[Chunk]],
-    vectors: Tensor,
+    projected: Tensor,
     expanded: Sequence[bool],
     scores: Sequence[float] | None,
     around: tuple[Sequence[int], Sequence[int]],
@@ -66,11 +65,11 @@ def build_window(
     """Put documents between the two parts of a prompt.
 
     Args:
-        model: projects vectors and embeds tokens, each in one call.
+        model: embeds tokens, in one call.
         tokenizer: writes ids and titles.
         docs: the documents.
         chunks: of each document.
-        vectors: of all chunks in their order, before the projector, (N, E).
+        projected: vectors of all chunks in their order, in the decoder's space, (N, D).
         expanded: which of them are shown as tokens, N.
         scores: the gate's, N.
         around: decoder tokens before and after the documents.
@@ -95,8 +94,8 @@ def build_window(
         full += len(head) + len(tail) + sum(len(chunk.decoder_ids) for chunk in parts)
     pieces.append(around[1])
     kept = [n for n, slot in enumerate(slots) if not slot.expanded]
-    projected = model.project(vectors[torch.tensor(kept, dtype=torch.long, device=vectors.device)])
-    return Window(model.splice(pieces, projected), tuple(slots), full)
+    shown = projected if len(kept) == len(slots) else projected[kept]
+    return Window(model.splice(pieces, shown), tuple(slots), full)
 
 
 def heading(doc: Doc) -> str:

@@ -1,0 +1,133 @@
+"""Peak memory of a question: a context as it is, and compressed; each in a process of its own.
+
+What counts is how far the process grows over what it holds when its model is loaded and has read a few tokens: the
+activations and the KV cache. Growth is the kernel's own high-water mark, reset just before.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from latentlab_shared.errors import RunFailed, UserError
+from latentlab_shared.provenance import write_table
+
+Log = Callable[[str], None]
+Row = dict[str, Any]
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_FULL = 1  # the k that stands for all tokens
+
+
+def bench_memory(
+    *,
+    context: int = 4096,
+    width: int = 512,
+    layers: int = 8,
+    encoder_width: int = 256,
+    encoder_layers: int = 4,
+    rates: Sequence[int] = (8, 16, 32),
+    repeats: int = 3,
+    seed: int = 0,
+    log: Log = lambda line: None,
+) -> list[Row]:
+    """Measure; the least of some repeats, since other things can only add.
+
+    Args:
+        context: decoder tokens of all documents.
+        width: of the decoder.
+        layers: of the decoder.
+        encoder_width: of the encoder.
+        encoder_layers: of the encoder.
+        rates: k.
+        repeats: processes for each way.
+        seed: of the weights and the text.
+        log: told what is going on.
+
+    Raises:
+        UserError: where the kernel has no high-water mark to reset (it is Linux's).
+        RunFailed: if a process ends otherwise than with a figure.
+    """
+    if not _RESET.exists():
+        raise UserError("peak memory is measured on Linux only", "refrag bench memory")
+    sizes = [context, width, layers, encoder_width, encoder_layers, seed]
+    grown: dict[int, list[Row]] = {k: [] for k in (_FULL, *rates)}
+    with tempfile.TemporaryDirectory() as folder:
+        for round_ in range(repeats):
+            for k in grown:
+                log(f"round {round_ + 1} of {repeats}: {_name(k)}")
+                grown[k].append(_child([*sizes, k], folder))
+    best = {k: min(found, key=lambda one: float(one["peak_MB"])) for k, found in grown.items()}
+    full = best[_FULL]
+    return [
+        {"name": _name(k), **one, "ratio": full["peak_MB"] / one["peak_MB"], "kv_ratio": full["kv_MB"] / one["kv_MB"]}
+        for k, one in best.items()
+    ]
+
+
+def write_results(folder: Path, rows: Sequence[Row], command: str, seed: int) -> None:
+    """Write ``memory.json``, the table of the README."""
+    about = "random weights, Llama 8 x 512 (58 M) and BERT 4 x 256; growth of a process's resident memory, least of all"
+    shown = [{"name": row["name"], "metrics": {k: v for k, v in row.items() if k != "name"}} for row in rows]
+    write_table(folder / "memory.json", shown, command=command, data=about, seeds=[seed])
+
+
+def _name(k: int) -> str:
+    return "full" if k == _FULL else f"k={k}, cached"
+
+
+def _child(numbers: Sequence[int], folder: str) -> Row:
+    command = [sys.executable, "-m", "refrag.bench.memory", folder, *map(str, numbers)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        found: Row = json.loads(ended.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        line = (ended.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise RunFailed(f"a measuring process failed ({line[:160]})", "refrag bench memory") from None
+    return found
+
+
+def _measured(folder: str, numbers: Sequence[int]) -> Row:
+    """In the child: load, warm up, reset the mark, read, and say how far it rose."""
+    import torch
+
+    from refrag.bench.ttft import QUESTION, documents, models
+    from refrag.inference.generator import RefragGenerator
+    from refrag.model.gate import Budget
+
+    context, width, layers, encoder_width, encoder_layers, seed, k = numbers
+    torch.set_num_threads(1)
+    model, tokenizer = models(context, width, layers, encoder_width, encoder_layers, seed)
+    docs = documents(tokenizer, context, seed)
+    budget = Budget(fraction=1.0 if k == _FULL else 0.0)
+    rate = None if k == _FULL else k
+    with torch.no_grad():
+        # Vectors come from the folder, where an earlier process, or this one's first look, has put them.
+        RefragGenerator(model, tokenizer, cache=folder).window(QUESTION, docs, budget=budget, compression=rate)
+        generator = RefragGenerator(model, tokenizer, cache=folder)
+        warm = generator.window(QUESTION, [], budget=budget, compression=rate).embeddings
+        model.decoder(inputs_embeds=warm[None], logits_to_keep=1, use_cache=True)
+        _RESET.write_text("5")
+        before = _kilobytes("VmRSS")
+        slots = generator.window(QUESTION, docs, budget=budget, compression=rate).embeddings
+        found = model.decoder(inputs_embeds=slots[None], logits_to_keep=1, use_cache=True)
+        peak = _kilobytes("VmHWM")
+    layers_ = found.past_key_values.layers
+    held = sum(t.numel() * t.element_size() for layer in layers_ for t in (layer.keys, layer.values))
+    return {"positions": len(slots), "peak_MB": (peak - before) * 1024 / 1e6, "kv_MB": held / 1e6}
+
+
+def _kilobytes(field: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1])
+    raise UserError(f"the kernel does not tell {field}", _STATUS)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_measured(sys.argv[1], [int(word) for word in sys.argv[2:]])) + "\n")
