@@ -28,12 +28,13 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=0, help="Of each node.")
     parser.add_argument("--secret-arn", help="Of HF_TOKEN in Secrets Manager, for gated models.")
     parser.add_argument("--overlay", metavar="BUCKET", help="Lay this checkout's tracked files over the image's.")
+    parser.add_argument("--results", metavar="S3_ADDRESS", help="Where the run's folder is copied when it ends.")
     parser.add_argument("--dry-run", action="store_true", help="Print both requests.")
     given = parser.parse_args()
     overrides = shlex.split(given.overrides)
     refuse_secrets(overrides)
     env = {"job_name": given.name, "job_queue": given.queue, "job_definition": given.name}
-    env |= {"nnodes": given.nodes, "nproc_per_node": given.processes}
+    env |= {"nnodes": given.nodes, "nproc_per_node": given.processes, "results": given.results}
     overlay = make_overlay(given.overlay) if given.overlay else None
     request = batch_request(env, [*overrides, "env=local", "driver=inline"], overlay.address if overlay else None)
     definition = job_definition(

@@ -10,9 +10,10 @@ import pytest
 from refrag_runs import HOME, composed, started
 
 from latentlab_shared.errors import RunFailed, UserError
-from refrag.framework.batch import batch_request, job_definition, submit
+from refrag.framework.batch import batch_request, job_definition, node_command, submit
 from refrag.framework.launch import docker_command, elsewhere, inner_overrides, launch, torchrun_command
 from refrag.framework.overlay import make_overlay, unpack, upload
+from refrag.framework.results import keep
 from refrag.framework.run import MARKER, forget_marker, refuse_secrets
 
 pytest.importorskip("hydra", reason="hydra-core is not installed (extra: launch)")
@@ -164,6 +165,33 @@ def test_requests_for_several_nodes_are_what_the_service_takes(aws):
         batch.register_job_definition(**definition)
         assert batch.submit_job(**request)["jobId"] == "1"
     assert definition["type"] == "multinode" and definition["nodeProperties"]["numNodes"] == 4
+
+
+def test_what_a_run_left_is_kept(aws, tmp_path):
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "runs" / "one" / "results.json").write_text("{}")
+    s3 = aws.client("s3")
+    assert (
+        keep(tmp_path / "runs", "s3://code/refrag/runs/x", s3) == 1 and keep(tmp_path / "none", "s3://code/x", s3) == 0
+    )
+    assert s3.get_object(Bucket="code", Key="refrag/runs/x/one/results.json")["Body"].read() == b"{}"
+    with pytest.raises(UserError, match="address"):
+        keep(tmp_path, "code/x", s3)
+
+
+def test_a_node_keeps_results_and_tells_how_the_run_ended(tmp_path):
+    """The shell line of a job for real, with a torchrun that fails and a python that notes what it is asked."""
+    (tmp_path / "torchrun").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@" >> asked\n')
+    for name in ("torchrun", "python"):
+        (tmp_path / name).chmod(0o755)
+    command = node_command(1, 2, ["app=train"], overlay=True, results=True)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "REFRAG_OVERLAY": "s3://b/k", "REFRAG_RESULTS": "s3://b/r"}
+    assert subprocess.run(command, cwd=tmp_path, env=env).returncode == 3
+    assert (tmp_path / "asked").read_text().splitlines() == [
+        "-m refrag.framework.overlay s3://b/k /tmp/overlay",
+        "-m refrag.framework.results runs s3://b/r",
+    ]
 
 
 # -- the overlay -------------------------------------------------------------------------------------------------------

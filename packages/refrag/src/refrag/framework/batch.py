@@ -10,7 +10,8 @@ from latentlab_shared.errors import NeedsExtra, RunFailed
 from latentlab_shared.files import to_json
 from refrag.framework.overlay import Overlay, upload
 
-OVERLAY = "REFRAG_OVERLAY"  # the variable that holds the address of an overlay
+OVERLAY = "REFRAG_OVERLAY"  # variables of the container, that hold an overlay's address
+RESULTS = "REFRAG_RESULTS"  # and where the run's folder is copied
 _ENTRY = ("-m", "refrag.framework.run")
 _PLACE = "/tmp/overlay"  # in the container
 # The main node is not told its own address: it is the one to be met.
@@ -23,6 +24,8 @@ _FETCH = (
     f"export PYTHONPATH={_PLACE}/packages/refrag/src:{_PLACE}/shared/src && "
 )
 
+_KEEP = f'python -m refrag.framework.results runs "${RESULTS}"'
+
 
 def batch_request(env: Mapping[str, Any], overrides: Sequence[str], overlay: str | None = None) -> dict[str, Any]:
     """The request of ``batch.submit_job``: a container, or a multi-node parallel job whose nodes meet in torchrun.
@@ -32,9 +35,12 @@ def batch_request(env: Mapping[str, Any], overrides: Sequence[str], overlay: str
         overrides: of the run, as it is in the container.
         overlay: address of the files that are laid over those of the image.
     """
-    container: dict[str, Any] = {"command": node_command(env["nnodes"], env["nproc_per_node"], overrides, overlay)}
-    if overlay:
-        container["environment"] = [{"name": OVERLAY, "value": overlay}]
+    results = env.get("results")
+    command = node_command(env["nnodes"], env["nproc_per_node"], overrides, bool(overlay), bool(results))
+    container: dict[str, Any] = {"command": command}
+    given = [{"name": name, "value": value} for name, value in ((OVERLAY, overlay), (RESULTS, results)) if value]
+    if given:
+        container["environment"] = given
     target: dict[str, Any] = {"containerOverrides": container}
     if env["nnodes"] > 1:
         nodes = {"targetNodes": "0:", "containerOverrides": container}
@@ -43,13 +49,24 @@ def batch_request(env: Mapping[str, Any], overrides: Sequence[str], overlay: str
     return {**names, **target}
 
 
-def node_command(nodes: int, processes: int, overrides: Sequence[str], overlay: str | None = None) -> list[str]:
-    """What each node runs: torchrun alone, or in a shell where variables have to be read first."""
-    if nodes == 1 and not overlay:
+def node_command(
+    nodes: int, processes: int, overrides: Sequence[str], overlay: bool = False, results: bool = False
+) -> list[str]:
+    """What each node runs: torchrun alone, or in a shell where variables have to be read or work comes before or after.
+
+    Args:
+        nodes: of the job.
+        processes: of each node.
+        overrides: of the configuration.
+        overlay: whether files are laid over those of the image first.
+        results: whether the run's folder is copied at the end, however it ended.
+    """
+    if nodes == 1 and not overlay and not results:
         return ["torchrun", "--standalone", "--nproc_per_node", str(processes), *_ENTRY, *overrides]
     where = "--standalone" if nodes == 1 else _MEET
-    start = f'exec torchrun {where} --nproc_per_node {processes} {" ".join(_ENTRY)} "$@"'
-    return ["bash", "-c", (_FETCH if overlay else "") + start, "refrag", *overrides]
+    start = f'torchrun {where} --nproc_per_node {processes} {" ".join(_ENTRY)} "$@"'
+    line = f"{start}; code=$?; {_KEEP}; exit $code" if results else f"exec {start}"
+    return ["bash", "-c", (_FETCH if overlay else "") + line, "refrag", *overrides]
 
 
 def job_definition(

@@ -49,7 +49,7 @@ class DockerEnv:
 
 @dataclass
 class BatchEnv:
-    """AWS Batch; ``overlay`` is a bucket to which this checkout's files go, ``secret_arn`` names HF_TOKEN."""
+    """AWS Batch; ``overlay`` is a bucket for this checkout's files, ``results`` where the run's folder is copied."""
 
     name: str = "awsbatch"
     job_queue: str = "refrag-gpu-job-queue"
@@ -58,6 +58,7 @@ class BatchEnv:
     nproc_per_node: int = 1
     nnodes: int = 1
     overlay: str | None = None
+    results: str | None = None
     dry_run: bool = False
 
 

@@ -201,7 +201,11 @@ const post = (path, data) => fetch(path, {
 });
 
 function wantToken() {
-  $("token").onclose = () => { token = $("token-text").value; ask(); };
+  $("token").onclose = () => {
+    if ($("token").returnValue !== "ok") return fail("This server wants a token.");
+    token = $("token-text").value;
+    ask();
+  };
   $("token").showModal();
 }
 
