@@ -587,6 +587,9 @@ def bench(
 
 def main() -> None:
     """Run the command line."""
+    from refrag.framework.run import forget_marker
+
+    forget_marker()
     run(app, "refrag")
 
 
