@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,26 @@ def test_every_line_of_the_seed_composes(line):
     if config["app"]["name"] in ("alignment", "train"):
         with contextlib.suppress(UserError):  # data that is not here
             make_settings(config)
+
+
+def documented():
+    """The overrides of every line of the pages that runs ``run.py``, ``refrag run`` or ``main_alignment.py``."""
+    pages = [*HOME.glob("docs/*.md"), HOME / "src/refrag/framework/apps/README_CHATCLI.md", HOME / "README.md"]
+    for page in pages:
+        for body in re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S):
+            for line in body.replace("\\\n", " ").splitlines():
+                found = re.match(r"(?:python (run|main_alignment)\.py|refrag run) +([^#]+)", line)
+                if found:
+                    yield found[1] == "main_alignment", found[2]
+
+
+def test_every_documented_line_composes():
+    lines = set(documented())
+    assert len(lines) > 20
+    for alone, line in sorted(lines):
+        words = [re.sub(r",.*", "", word) for word in line.split() if word != "-m"]  # the first run of a sweep
+        config = composed(" ".join(words), "alignment" if alone else "config")
+        assert config["app"]["name"], line
 
 
 def test_what_the_lines_ask_for(tmp_path):

@@ -1,5 +1,6 @@
 """The API through its test client: whole answers, streamed ones, limits, cancelling, who is let in."""
 
+import importlib.util
 import socket
 import threading
 
@@ -10,12 +11,14 @@ from hypothesis import strategies as st
 from refrag_models import make_model, make_tokenizer
 from refrag_server import events, serving
 
+from latentlab_shared.errors import UserError
 from refrag.inference.generator import RefragGenerator, greedy
 from refrag.model.documents import Doc
 from refrag.model.gate import Budget
 from refrag.serving.app import MAX_BODY_BYTES, Access, create_app
 from refrag.serving.library import Library
 from refrag.serving.schemas import MAX_CHARACTERS, MAX_DOCUMENTS
+from refrag.serving.vllm_worker import VllmWorker
 from refrag.serving.worker import ThreadWorker
 
 TEXTS = {"1": "The river rises in the northern hills.", "2": "In 1942 the library held 3,517 volumes."}
@@ -166,6 +169,13 @@ def test_a_request_that_runs_and_one_that_waits_are_cancelled(generator):
     threads[0].join(60)
     assert replies["first"][-1][0] == "cancelled"
     assert client.post("/answer", json=ASK).status_code == 200
+
+
+def test_vllm_is_asked_for_by_name(generator, tmp_path):
+    if importlib.util.find_spec("vllm") is not None:
+        pytest.skip("vllm is installed")
+    with pytest.raises(UserError, match="vllm is not installed. Install it beside this package"):
+        VllmWorker(generator, tmp_path)
 
 
 def test_a_cancelled_answer_ends_within_a_token(generator):
