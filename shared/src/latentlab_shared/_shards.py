@@ -6,6 +6,7 @@ import io
 import mmap
 import os
 import re
+import tokenize
 import uuid
 import zlib
 from collections.abc import Iterable
@@ -238,7 +239,7 @@ def open_shard(path: Path, codec: Codec, rows: int) -> Rows:
             # Read by hand: numpy.load would follow what the file claims to be.
             version = np.lib.format.read_magic(file)
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        except ValueError as error:
+        except (ValueError, SyntaxError, tokenize.TokenError) as error:  # numpy reads headers as Python
             raise UserError(f"not a shard ({str(error).splitlines()[0][:120]})", path, fix) from None
         expected = (rows,) if codec.dtype == "int8" else (rows, codec.dim)
         if version != (1, 0) or fortran or dtype != codec.element or shape != expected:

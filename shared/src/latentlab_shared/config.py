@@ -14,6 +14,7 @@ from latentlab_shared.errors import UserError
 from latentlab_shared.files import plain
 
 T = TypeVar("T")
+_MAX_TEXT, _MAX_DEPTH = 256 * 2**10, 50  # characters of a file; mappings in mappings
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -74,6 +75,7 @@ def load_config(
             text = Path(file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError("the configuration cannot be read", file, "Give a YAML or JSON file") from error
+        _refuse_bombs(text, file)
         try:
             loaded = OmegaConf.create(text)
         except Exception as error:  # the YAML parser's own exceptions are not public names
@@ -96,6 +98,24 @@ def load_config(
         raise UserError(str(error), where) from error
     assert isinstance(values, dict)
     return from_dict(cls, {str(k): v for k, v in values.items()}, f"{where} and --set" if file and items else where)
+
+
+def _refuse_bombs(text: str, file: Path) -> None:
+    """Refuse what a few lines of YAML can blow up to gigabytes: aliases of aliases; and what no configuration needs."""
+    import yaml
+
+    if len(text) > _MAX_TEXT:
+        raise UserError(f"is too large for a configuration (over {_MAX_TEXT // 2**10} KiB)", file)
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise UserError("aliases (*name) are not read in a configuration", file, "Write the values out")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH:
+                raise UserError("not a configuration: its YAML is nested too deeply", file)
+    except yaml.YAMLError as error:
+        raise UserError(f"not valid YAML: {error}", file) from error
 
 
 def _convert(hint: Any, value: Any, key: str, where: object) -> Any:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gzip
 import hashlib
 import json
 import math
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,6 +116,28 @@ def read_json(path: Path) -> Any:
         raise UserError(f"not valid JSON ({error.msg}, column {error.colno})", f"{path}:{error.lineno}") from None
     except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
         raise UserError(f"not JSON that can be read ({str(error)[:80]})", path) from None
+
+
+def check_gzip(path: Path, ratio: int = 100, free: int = 64 * 2**20) -> None:
+    """Read a gzipped file once to its end, so that damage and bombs show before its first line is taken.
+
+    Args:
+        path: the file.
+        ratio: bytes that one packed byte may become; text compresses about threefold.
+        free: bytes that may always be unpacked: small files are mostly padding.
+
+    Raises:
+        UserError: for a file that is damaged, or becomes too large.
+    """
+    budget = max(free, ratio * path.stat().st_size)
+    try:
+        with gzip.open(path) as stream:
+            while block := stream.read(2**20):
+                budget -= len(block)
+                if budget < 0:
+                    raise UserError("is too large for text when unpacked", path, "Do not trust this file")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"is damaged ({error})", path, "Fetch or make the file again") from None
 
 
 def sha256_file(path: Path) -> str:

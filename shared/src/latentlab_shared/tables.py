@@ -35,13 +35,43 @@ def fill(readme: Path) -> str:
 def _block(found: re.Match[str], readme: Path) -> str:
     name, _, part = found["file"].partition("#")
     path = readme.parent / name
-    table = read_json(path)
+    table = _checked(read_json(path), path)
     if part == "targets":
         table["rows"] = [{"name": r["name"], "metrics": r} for r in table["results"] if r["target"]]
     elif part:
         raise UserError(f"#{part} is no part of a results file", str(readme), "Use #targets, or leave it out")
     wanted = [c.strip() for c in found["columns"].split(",")] if found["columns"] else None
     return f"{found['open']}{render(table, wanted, str(path))}{found['close']}"
+
+
+_FACTS = ("command", "data", "commit", "date", "machine")
+
+
+def _checked(table: Any, path: Path) -> dict[str, Any]:
+    """A results file that has what a table shows, or a ``UserError`` that names what it lacks."""
+    if not isinstance(table, dict):
+        raise UserError("is no results file (a JSON object)", path)
+    if missing := [name for name in _FACTS if not isinstance(table.get(name), str)]:
+        raise UserError(f"is no results file: {missing[0]} is missing or no text", path)
+    rows = table.get("rows", table.get("results"))
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and isinstance(row.get("name"), str) for row in rows
+    ):
+        raise UserError("is no results file: its rows are no list of objects with a name", path)
+    for row in rows:
+        for key in ("metrics", "interval"):
+            if not isinstance(row.get(key, {}), dict):
+                raise UserError(f"is no results file: {key} of {row['name']!r} is no object", path)
+        if any(not _is_interval(pair) for pair in row.get("interval", {}).values()):
+            raise UserError(f"is no results file: an interval of {row['name']!r} is no pair of numbers", path)
+    if not isinstance(table.get("seeds", []), list):
+        raise UserError("is no results file: seeds is no list", path)
+    return table
+
+
+def _is_interval(pair: Any) -> bool:
+    numbers = isinstance(pair, list) and all(isinstance(value, (int, float, type(None))) for value in pair)
+    return not pair or numbers and len(pair) == 2
 
 
 def render(table: dict[str, Any], columns: Sequence[str] | None = None, where: str = "table") -> str:
@@ -75,7 +105,7 @@ def _cell(value: Any, interval: Sequence[float] | None) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     text = _number(value) if isinstance(value, (int, float)) else str(value)
-    return f"{text} [{_number(interval[0])}, {_number(interval[1])}]" if interval else text
+    return f"{text} [{_number(interval[0])}, {_number(interval[1])}]" if interval and None not in interval else text
 
 
 def _number(value: float) -> str:
