@@ -153,7 +153,10 @@ def _read_xml(text: str, path: Path) -> Iterator[Example]:
 
 def _read_csv(text: str, path: Path) -> Iterator[Example]:
     rows = csv.DictReader(text.splitlines(keepends=True), strict=True)
-    names = {name.strip().lower(): name for name in rows.fieldnames or ()}
+    try:
+        names = {name.strip().lower(): name for name in rows.fieldnames or ()}
+    except csv.Error as error:
+        _bad(f"not a CSV table ({error})", path, 1)
     columns = {
         "text": names.get("text") or names.get("sentence"),
         "aspect": names.get("aspect") or names.get("span") or names.get("term") or names.get("category"),
@@ -189,8 +192,8 @@ def _read_jsonl(text: str, path: Path) -> Iterator[Example]:
             continue
         try:
             row = json.loads(raw)
-        except json.JSONDecodeError as error:
-            _bad(f"not valid JSON ({error.msg})", path, line)
+        except (ValueError, RecursionError) as error:
+            _bad(f"not valid JSON ({getattr(error, 'msg', 'nested too deeply, or a number too long')})", path, line)
         if (
             not isinstance(row, dict)
             or not isinstance(row.get("text"), str)

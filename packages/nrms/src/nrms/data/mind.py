@@ -138,7 +138,7 @@ def parse_time(text: str, where: str) -> datetime:
     """
     try:
         return _mind_time(text)
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, OverflowError):
         try:
             time = datetime.fromisoformat(text)
             return time.astimezone(UTC).replace(tzinfo=None) if time.tzinfo else time

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -223,5 +224,5 @@ def _unpack(archive: Path, target: Path) -> None:
                     target.mkdir(parents=True, exist_ok=True)
                     with held.open(member) as source, (target / name).open("wb") as file:
                         shutil.copyfileobj(source, file)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
         raise UserError(f"is damaged ({error})", archive, "Delete it and run the command again") from None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError  # numpy reads the header of an array as Python
 from typing import NamedTuple
 
 import numpy as np
@@ -233,7 +234,7 @@ class Catalogue:
             if len(entries) != about["articles"] or vectors.shape[:1] != (len(entries),) or vectors.dtype != np.float16:
                 raise ValueError("its files do not belong together")
             return cls(about["model_id"], entries, vectors, about["revision"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError, SyntaxError, TokenError) as error:
             fix = "Train again, or embed the articles again"
             raise UserError(f"the catalogue is damaged ({' '.join(str(error).split())[:160]})", folder, fix) from None
 

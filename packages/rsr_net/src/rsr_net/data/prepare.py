@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from latentlab_shared.download import download
 from latentlab_shared.errors import UserError
-from latentlab_shared.files import disk_errors, read_json, sha256_file, write_json
+from latentlab_shared.files import check_gzip, disk_errors, read_json, sha256_file, write_json
 from rsr_net.data.readers import (
     MAX_RATIO,
     MAX_TEXT_BYTES,
@@ -265,7 +265,7 @@ def read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
             whole that are too large for news text.
     """
     try:
-        _check_gzip(path)
+        check_gzip(path, MAX_RATIO, MIN_BUDGET)
         with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             for number, member in enumerate(archive):
                 where = f"{path}:{member.name[:120]}"
@@ -288,16 +288,6 @@ def read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
                 yield inside.name, file.read()
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise UserError(f"is damaged ({error})", path, "Delete it and run the command again") from None
-
-
-def _check_gzip(path: Path) -> None:
-    """Read it once to the end: damage anywhere shows before the first article is taken, and so does a bomb."""
-    budget = max(MIN_BUDGET, MAX_RATIO * path.stat().st_size)
-    with gzip.open(path) as stream:
-        while block := stream.read(2**20):
-            budget -= len(block)
-            if budget < 0:
-                raise UserError("is too large for news text when unpacked", path, "Do not trust this archive")
 
 
 @contextmanager

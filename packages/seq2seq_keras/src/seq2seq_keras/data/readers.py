@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from latentlab_shared.errors import UserError
+from latentlab_shared.files import check_gzip
 from seq2seq_keras.data.text import clean
 from seq2seq_keras.data.types import Example
 
@@ -137,11 +139,13 @@ def _open(file: Path, encoding: str = "utf-8-sig") -> Iterator[TextIO]:
     """A text file, gzipped or not; what is not text in the encoding is a ``UserError``."""
     opener: Any = gzip.open if file.name.endswith(".gz") else open
     try:
+        if opener is gzip.open:
+            check_gzip(file)
         with opener(file, "rt", encoding=encoding, newline="") as opened:
             yield opened
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 text (byte {error.start})", file) from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot be read ({error})", file) from None
 
 
@@ -152,7 +156,7 @@ def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             yield number, row if isinstance(row, dict) else None
 
