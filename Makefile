@@ -2,8 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help install lock lock-check lint format types layers tables tables-check test test-slow test-all \
-        build demo \
-        bench clean
+        build demo check-demo docs bench fuzz audit clean
 
 comma := ,
 empty :=
@@ -78,6 +77,19 @@ test-%: install ## Run the quick tests of one package, such as test-rsr_net
 
 build: install ## Build the wheels and sdists of all packages into dist/
 	$(UV) build --quiet --all-packages --out-dir dist
+
+docs: install ## Build the documentation site into site/; it loads nothing from elsewhere
+	$(RUN) --group docs mkdocs build --strict --quiet
+
+check-demo: install ## Check what `make demo` wrote: run folders alike, model cards, the page; and run the tutorials on it
+	$(RUN) pytest -q -m demo tests
+
+MINUTES ?= 5
+fuzz: install ## Damaged files for every reader, MINUTES=5 each; READER=nrms for those whose name begins so
+	$(RUN) python tests/fuzz.py --seconds $$(( $(MINUTES) * 60 )) --reader "$(READER)"
+
+audit: install ## Look the locked versions up in the list of known faults; needs a network
+	$(RUN) --group audit python scripts/audit.py
 
 demo: install ## Run the main job of every system on built-in samples; writes runs/demo/index.html
 	$(RUN) python scripts/demo.py
