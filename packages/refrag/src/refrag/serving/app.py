@@ -8,8 +8,8 @@ import json
 import tempfile
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -42,6 +42,8 @@ _SAID = {
     413: "too large",
     422: "wrong",
     429: "busy",
+    500: "the server failed",
+    503: "the worker ended; ask again",
 }
 _STREAM: dict[int | str, Any] = {200: {"description": "server-sent events", "content": {"text/event-stream": {}}}}
 
@@ -99,65 +101,60 @@ def create_app(
             allow_headers=["authorization", "content-type"],
         )
 
+    # None of these waits in a pool of threads: a cancel comes through however many answers are under way.
     @app.get("/healthz")
-    def healthz() -> Health:
+    async def healthz() -> Health:
         return Health(status="ok")
 
     @app.get("/models")
-    def models() -> dict[str, Any]:
+    async def models() -> dict[str, Any]:
         return {"models": [about]}
 
     @app.get("/workers")
-    def working() -> Workers:
+    async def working() -> Workers:
         return Workers.model_validate(desk.state())
 
     @app.post("/cancel")
-    def cancel(request: Cancel) -> Cancelled:
+    async def cancel(request: Cancel) -> Cancelled:
         """End a request by its id, within a token."""
         return Cancelled(cancelled=desk.cancel(request.id))
 
     @app.post("/answer")
-    def answer(ask: Ask) -> Any:
+    async def answer(ask: Ask) -> Any:
         """An answer, whole."""
-        name = ask.id or uuid.uuid4().hex
-        told: list[tuple[str, dict[str, Any]]] = []
-        found = _retrieve(ask, library)
-        try:
-            stop = desk.take(name)
-        except Full:
+        events = await begin(ask, ("refrag",))
+        if events is None:
             return _busy()
-        try:
-            desk.answer(_job(ask, found, ("refrag",)), stop, lambda event, data: told.append((event, data)))
-        finally:
-            desk.leave(name)
-        event, data = told[-1]
-        if event == "error":
-            return error(500 if data["error"] == FAILED else 422, data["error"])
-        return {**data["sides"].get("refrag", {}), "cancelled": event == "cancelled", "retrieved": _told(found)}
+        last: tuple[str, dict[str, Any]] = ("error", {"error": FAILED})
+        async for item in events.read():
+            last = item or last
+        name, told = last
+        if name == "error":
+            return error(503 if told.get("retry") else 500 if told["error"] == FAILED else 422, told["error"])
+        return {**told["sides"].get("refrag", {}), "cancelled": name == "cancelled", "retrieved": events.docs}
 
     @app.post("/chat", response_class=StreamingResponse, responses=_STREAM)
     async def chat(ask: Ask) -> Any:
         """Server-sent events: request_received, retrieved, assigned, plan, token …, citation …, metrics, done."""
-        return await asyncio.to_thread(stream, ask, ("refrag",))
+        return _streamed(await begin(ask, ("refrag",)))
 
     @app.post("/compare", response_class=StreamingResponse, responses=_STREAM)
     async def compare(ask: Ask) -> Any:
         """The same events for the question as the budget says, then with everything as tokens; each has its side."""
-        return await asyncio.to_thread(stream, ask, SIDES)
+        return _streamed(await begin(ask, SIDES))
 
-    def stream(ask: Ask, sides: Sequence[str]) -> Any:
+    async def begin(ask: Ask, sides: Sequence[str]) -> _Events | None:
+        """The events of a request that has a place; None if there is none left."""
+        found = await asyncio.to_thread(_retrieve, ask, library)
         name = ask.id or uuid.uuid4().hex
-        found = _retrieve(ask, library)
         try:
             stop = desk.take(name)
         except Full:
-            return _busy()
-        held = {"id": name, "docs": _told(found)}
-        events = _Events(desk, name, _job(ask, found, sides), stop, held)
-        return StreamingResponse(events.stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+            return None
+        return _Events(desk, name, _job(ask, found, sides), stop, _told(found))
 
     @app.get("/", response_class=HTMLResponse)
-    def index() -> HTMLResponse:
+    async def index() -> HTMLResponse:
         html = _page()
         example = generate(1, 1, docs=9)[0]
         docs = [] if library else [{"id": d.id, "title": d.title or "", "text": d.text} for d in example.docs]
@@ -192,7 +189,11 @@ def _retrieve(ask: Ask, library: Library | None) -> list[tuple[dict[str, Any], F
             raise UserError("no documents, and this server has no library", "docs", "Give at least one document")
         return own
     taken = {doc.id for doc in ask.docs}
-    for hit in library.search(ask.question, wanted):
+    hits = library.search(ask.question, wanted)
+    before = [turn.content for turn in ask.history if turn.role == "user"]
+    if not hits and before:  # "and the other one?"
+        hits = library.search(f"{before[-1]} {ask.question}", wanted)
+    for hit in hits:
         doc = hit.passage.doc
         if doc.id not in taken:
             own.append(({"id": doc.id, "text": doc.text, "title": doc.title}, hit))
@@ -218,50 +219,62 @@ def _job(ask: Ask, found: Sequence[tuple[dict[str, Any], Found | None]], sides: 
 
 
 class _Events:
-    """The events of one request: a thread writes them, a stream reads them.
+    """The events of one request, which a thread begins to write at once.
 
     Args:
-        desk: which answers.
+        desk: which answers; the request's place there is given back when the answer ends, read or not.
         name: of the request.
         job: what to answer.
         stop: set when the client leaves.
-        held: what is told first.
+        docs: what the client is told of the documents.
     """
 
-    def __init__(self, desk: Desk, name: str, job: Job, stop: threading.Event, held: dict[str, Any]) -> None:
-        self.desk, self.name, self.job, self.stop, self.held = desk, name, job, stop, held
-
-    async def stream(self) -> AsyncIterator[str]:
-        """The text of the stream; comments keep it open while there is nothing to tell."""
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[str, Any] | None]()
+    def __init__(self, desk: Desk, name: str, job: Job, stop: threading.Event, docs: Sequence[dict[str, Any]]) -> None:
+        self.name, self.stop, self.docs = name, stop, docs
+        loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[str, Any] | None] = asyncio.Queue()
 
         def put(item: tuple[str, Any] | None) -> None:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(events.put_nowait, item)
+                loop.call_soon_threadsafe(self._events.put_nowait, item)
 
         def work() -> None:
             try:
-                self.desk.answer(self.job, self.stop, lambda event, data: put((event, data)))
+                desk.answer(job, stop, lambda event, data: put((event, data)))
             finally:
-                self.desk.leave(self.name)
+                desk.leave(name)
                 put(None)
 
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
+        threading.Thread(target=work, daemon=True).start()
+
+    async def read(self) -> AsyncGenerator[tuple[str, Any] | None, None]:
+        """Every event; None where there was nothing to tell for a while."""
         try:
-            yield _event("request_received", {"id": self.held["id"]})
-            yield _event("retrieved", {"docs": self.held["docs"]})
+            yield "request_received", {"id": self.name}
+            yield "retrieved", {"docs": self.docs}
             while True:
                 try:
-                    item = await asyncio.wait_for(events.get(), _KEEP_ALIVE_S)
+                    item = await asyncio.wait_for(self._events.get(), _KEEP_ALIVE_S)
                 except TimeoutError:
-                    yield ": waiting\n\n"
+                    yield None
                     continue
                 if item is None:
                     return
-                yield _event(*item)
+                yield item
         finally:
             self.stop.set()  # the client may have left: the worker is free within a token
+
+    async def stream(self) -> AsyncIterator[str]:
+        """The text of the stream; comments keep it open while there is nothing to tell."""
+        async with aclosing(self.read()) as events:
+            async for item in events:
+                yield ": waiting\n\n" if item is None else _event(*item)
+
+
+def _streamed(events: _Events | None) -> Any:
+    if events is None:
+        return _busy()
+    return StreamingResponse(events.stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
 class _Guard:

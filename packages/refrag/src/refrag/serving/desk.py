@@ -75,13 +75,25 @@ class Desk:
             found = self.workers[number].run(job, tell, stop.is_set)
             tell("cancelled" if stop.is_set() else "done", {"sides": found, **found.get("refrag", {})})
         except WorkerDied as fault:
-            _log.warning("worker %d ended; another has taken its place", number)
-            tell("error", {"error": str(fault)})
+            _log.warning("worker %d ended; another takes its place", number)
+            tell("error", {"error": str(fault), "retry": True})
+            threading.Thread(target=self._give_back, args=(number,), daemon=True).start()  # the client need not wait
+            number = None
         except UserError as fault:
             tell("error", {"error": str(fault)})
         except Exception:
             _log.exception("worker %d", number)
             tell("error", {"error": FAILED})
+        finally:
+            if number is not None:
+                self._give_back(number)
+
+    def _give_back(self, number: int) -> None:
+        """A worker for the next request, started again if it ended."""
+        try:
+            self.workers[number].ready()
+        except Exception:  # it is tried again with the next request, which is told
+            _log.exception("worker %d cannot start", number)
         finally:
             self._busy.discard(number)
             self._free.put(number)

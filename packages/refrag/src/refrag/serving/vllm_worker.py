@@ -84,3 +84,9 @@ class VllmWorker:
             tell("metrics", {"side": side, **metrics})
             found[side] = {"text": text, "citations": citations, "slots": slots, "metrics": metrics}
         return found
+
+    def ready(self) -> None:
+        """The engine runs in this process."""
+
+    def close(self) -> None:
+        """The engine ends with the process."""

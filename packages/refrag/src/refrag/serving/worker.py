@@ -42,6 +42,9 @@ class Worker(Protocol):
     def run(self, job: Job, tell: Tell, stopped: Callable[[], bool]) -> dict[str, Any]:
         """Answer; ``tell`` gets plan, token, citation and metrics events; the result is by side."""
 
+    def ready(self) -> None:
+        """Start again if it has ended."""
+
     def close(self) -> None:
         """Free what it holds."""
 
@@ -63,6 +66,9 @@ class ThreadWorker:
     def run(self, job: Job, tell: Tell, stopped: Callable[[], bool]) -> dict[str, Any]:
         """Answer a job here."""
         return run_job(self.generator, job, tell, stopped)
+
+    def ready(self) -> None:
+        """It always is."""
 
     def close(self) -> None:
         """Nothing is held."""
@@ -107,8 +113,9 @@ class ProcessWorker:
 
         Raises:
             UserError: for a fault of the job's.
-            WorkerDied: if the process ends; another has taken its place when this is raised.
+            WorkerDied: if the process ends; ``ready`` starts another.
         """
+        self.ready()
         self._number += 1
         number = self._number
 
@@ -130,9 +137,18 @@ class ProcessWorker:
                 tell(name, data)
         except (EOFError, OSError):
             self.close()
+            raise WorkerDied("the worker ended while it answered. Ask again") from None
+
+    def ready(self) -> None:
+        """Start a process in the place of one that ended.
+
+        Raises:
+            RunFailed: if it cannot load the model.
+        """
+        if not self.process.is_alive():
+            self.close()
             self.restarts += 1
             self._start()
-            raise WorkerDied("the worker ended while it answered. Ask again") from None
 
     def _receive(self, check: Callable[[], bool]) -> tuple[str, dict[str, Any]]:
         """The next message; asks ``check`` every now and then."""
