@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help install lock lock-check lint format types layers tables tables-check test test-slow test-all \
-        build demo check-demo docs bench fuzz audit clean
+        build demo check-demo docs pages bench fuzz audit clean
 
 comma := ,
 empty :=
@@ -55,11 +55,14 @@ types: install ## Check types (mypy, strict)
 layers: install ## Check that imports run one way, as CONTRIBUTING.md draws them
 	$(RUN) lint-imports
 
-tables: install ## Write the README tables from results/*.json
+tables: install ## Write the README tables and docs/scale.md from results/*.json
 	$(RUN) python scripts/results_table.py
+	$(RUN) python scripts/scale.py
 
 tables-check: install ## Fail if a README table differs from its results file
 	$(RUN) python scripts/results_table.py --check
+	$(RUN) python scripts/scale.py --check
+	$(RUN) python scripts/site_pages.py --check
 
 # As many parts run at a time as there are cores; the longest begin.
 LONGEST := packages/seq2seq_keras packages/nrms tests
@@ -79,7 +82,11 @@ build: install ## Build the wheels and sdists of all packages into dist/
 	$(UV) build --quiet --all-packages --out-dir dist
 
 docs: install ## Build the documentation site into site/; it loads nothing from elsewhere
-	$(RUN) --group docs mkdocs build --strict --quiet
+	$(RUN) python scripts/site_pages.py
+	NO_MKDOCS_2_WARNING=1 $(RUN) --group docs mkdocs build --strict --quiet
+
+pages: install ## Write the picture of the layers and the list of commands from the code
+	$(RUN) python scripts/site_pages.py
 
 check-demo: install ## Check what `make demo` wrote: run folders alike, model cards, the page; and run the tutorials on it
 	$(RUN) pytest -q -m demo tests
