@@ -185,6 +185,9 @@ def pretrain_decoder(
     output_dir: OutputDir = None,
     resume: Resume = None,
     overwrite: Overwrite = False,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="With --resume: no more steps, the last checkpoint is the decoder.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Train a small decoder with a tokenizer of its own, for use where no hub is at hand; resumable."""
@@ -201,6 +204,7 @@ def pretrain_decoder(
             overrides=sets or (),
             resume=resume is not None,
             overwrite=overwrite,
+            finish=finish,
             log=out.log,
             advance=advance,
         )

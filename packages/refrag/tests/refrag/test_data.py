@@ -1,15 +1,19 @@
 """Files of questions, and real data brought into the package's forms."""
 
+import copy
 import gzip
 import json
 from dataclasses import replace
 
 import pytest
+import torch
+from refrag_models import make_model, make_tokenizer
 from test_cli import refrag
 
 from latentlab_shared.errors import UserError
 from refrag.data.prepare import prepare_data
 from refrag.data.questions import read_questions, write_questions
+from refrag.data.written import draw_rows, write_corpus
 from refrag.model.documents import Doc
 from refrag.sample.facts import generate
 from refrag.training.alignments import read_texts
@@ -95,3 +99,26 @@ def test_prepared_twice_is_prepared_once(source, tmp_path):
 def test_a_folder_without_data(tmp_path):
     _, err = refrag("prepare", "--source", tmp_path, "-o", tmp_path / "out", code=2)
     assert "there is no data here" in err and not (tmp_path / "out").exists()
+
+
+def test_a_decoder_writes_a_corpus(tmp_path):
+    """Tokens come from its distribution: with all its mass on one token, nothing else is written."""
+    model, words = make_model().decoder, make_tokenizer().decoder_tokenizer
+    sure = copy.deepcopy(model)
+    letter = words.encode("e", add_special_tokens=False)[-1]
+    bias = torch.nn.Linear(sure.lm_head.in_features, sure.lm_head.out_features)
+    bias.weight.data.zero_()
+    bias.bias.data.zero_()
+    bias.bias.data[letter] = 50.0
+    home = tmp_path / "decoder"
+    model.save_pretrained(home)
+    words.save_pretrained(home)
+    counts = write_corpus(str(home), tmp_path / "one", 11, 6, seed=1)
+    assert counts == {"corpus_valid.jsonl.gz": 2, "corpus_train.jsonl.gz": 9}
+    write_corpus(str(home), tmp_path / "two", 11, 6, seed=1)
+    texts = [[*read_texts(tmp_path / part / "corpus_train.jsonl.gz")] for part in ("one", "two")]
+    assert texts[0] == texts[1] and len(set(texts[0])) > 1
+    sure.lm_head = bias
+    rows = draw_rows(sure, 0, None, 2, 4, torch.Generator().manual_seed(0))
+    assert rows == [[letter] * 4] * 2
+    assert draw_rows(sure, 0, letter, 2, 4, torch.Generator().manual_seed(0)) == [[], []]

@@ -11,7 +11,7 @@ from test_cli import refrag
 
 from refrag.model.folder import load_decoder
 from refrag.model.tokenizer.loading import load_tokenizer
-from refrag.training.decoder import LanguageBatches, LanguageObjective
+from refrag.training.decoder import DecoderSettings, LanguageBatches, LanguageObjective, make_decoder
 from refrag.training.loop import LoopSettings, run_steps
 from refrag.training.objectives import ContinuationObjective, ReconstructionBatches
 
@@ -53,6 +53,23 @@ def test_resumed_is_uninterrupted(corpus, tmp_path):
     refrag("pretrain-decoder", "--data", corpus, "-o", tmp_path / "whole", *sets)
     again, _ = refrag("pretrain-decoder", "--resume", tmp_path / "whole", "--json")
     assert json.loads(again)["nats"] == json.loads((tmp_path / "whole" / "results.json").read_text())["nats"]
+
+
+def test_a_stopped_run_can_be_finished(corpus, tmp_path):
+    run = tmp_path / "run"
+    refrag("pretrain-decoder", "--data", corpus, "-o", run, *SETS, "--set", "loop.steps=2")
+    before = load_decoder(run / "decoder").state_dict()
+    for path in (run / "decoder").glob("*.safetensors"):
+        path.unlink()
+    make_decoder(DecoderSettings(width=16, layers=1, heads=2), len(before["lm_head.weight"]), 0).save_pretrained(
+        run / "decoder"
+    )  # as a run that was stopped leaves it: the weights it began with
+    out, _ = refrag("pretrain-decoder", "--resume", run, "--finish", "--json")
+    assert json.loads(out)["steps"] == 2
+    after = load_decoder(run / "decoder").state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    _, err = refrag("pretrain-decoder", "--resume", tmp_path, "--finish", code=2)
+    assert "no run to finish" in err
 
 
 def test_blocks_are_of_the_stream_and_shared_by_processes():

@@ -1,5 +1,8 @@
 """Baselines of the gate, against slow ones."""
 
+import copy
+import math
+
 import pytest
 import torch
 from refrag_models import make_model, make_tokenizer
@@ -7,10 +10,11 @@ from refrag_tokenizers import SENTENCES
 
 from latentlab_shared.errors import UserError
 from refrag.eval.perplexity import Perplexity, contexts, measure_perplexity, passages
+from refrag.eval.reconstruction import measure_reconstruction
 from refrag.eval.selection import cosine_scores, perplexity_scores, random_scores
 from refrag.inference.generator import RefragGenerator
 from refrag.model.documents import Doc
-from refrag.training.objectives import ContinuationObjective
+from refrag.training.objectives import ContinuationObjective, Passage
 
 DOCS = [Doc("1", SENTENCES[0]), Doc("2", ""), Doc("3", "a"), Doc("4", SENTENCES[2])]
 
@@ -72,6 +76,45 @@ def test_perplexities_are_those_of_the_bare_decoder():
     for way, total in sums.items():
         assert getattr(found, way) == pytest.approx(total / tokens, abs=1e-3)
     assert found.compressed != found.full
+
+
+def test_a_reference_counts_where_it_is_better():
+    """What reads tokens worse than the reference is taken from the reference; vectors never are."""
+    tokenizer, texts = make_tokenizer(), [" ".join(SENTENCES)]
+    sizes = {"context": 6, "target": 2}
+    model = copy.deepcopy(make_model())
+    own = measure_perplexity(ContinuationObjective(model, tokenizer), texts, **sizes)
+    flat = copy.deepcopy(model.decoder)
+    flat.lm_head.weight.data.zero_()  # knows nothing: the logarithm of the vocabulary everywhere
+    found = measure_perplexity(ContinuationObjective(model, tokenizer), texts, reference=flat, **sizes)
+    least = math.log(flat.config.vocab_size)
+    for way in ("none", "last", "full"):
+        assert getattr(found, way) == pytest.approx(min(getattr(own, way), least), abs=1e-4)
+    assert found.compressed == pytest.approx(own.compressed, abs=1e-5)
+    assert found.windows == len(list(contexts([tokenizer.chunks(texts[0])], **sizes)))
+    assert model.decoder is not flat and found.spread >= 0
+
+
+def test_reconstruction_is_counted_token_by_token():
+    model, tokenizer = make_model(), make_tokenizer()
+    objective = ContinuationObjective(model, tokenizer)
+    text = " ".join(SENTENCES)
+    one, two = measure_reconstruction(objective, [text], lengths=(1, 2), batch_size=3)
+    chunks = [chunk for chunk in tokenizer.chunks(text) if chunk.decoder_ids]
+    nats, right, tokens = 0.0, 0, 0
+    for chunk in chunks:
+        (vector,) = objective.vectors([Passage((chunk,), chunk.decoder_ids)])
+        slots = torch.cat([vector[None], model.embed(chunk.decoder_ids[:-1])])
+        found = model.decoder(inputs_embeds=slots[None]).logits[0].log_softmax(-1)
+        wanted = torch.tensor(chunk.decoder_ids)
+        nats -= float(found[torch.arange(len(wanted)), wanted].sum().detach())
+        right += int((found.argmax(-1) == wanted).sum())
+        tokens += len(wanted)
+    assert one["tokens"] == tokens and one["nats"] == pytest.approx(nats / tokens, abs=1e-3)
+    assert one["right"] == pytest.approx(right / tokens) and one["unrelated"] != one["nats"]
+    assert two["chunks"] == 2
+    with pytest.raises(UserError, match="no two stretches of 999 chunks"):
+        measure_reconstruction(objective, [text], lengths=(999,))
 
 
 def test_contexts_do_not_overlap():

@@ -9,7 +9,7 @@ from refrag_models import slots_of
 from refrag.inference.generator import RefragGenerator
 from refrag.model.gate import Budget, Gate
 from refrag.sample.facts import KEYS, generate
-from refrag.sample.tiny import make_tiny
+from refrag.sample.tiny import assemble, make_tiny
 from refrag.training.objectives import ContinuationObjective
 from refrag.training.questions import QuestionBatches, expansion_gains, prepare, train_gate
 
@@ -102,3 +102,23 @@ def test_the_gate_learns_what_is_worth_expanding_and_nothing_else_changes(tiny):
         right = [gate(*inputs).topk(int(w.sum())).indices for inputs, w in zip(given, worth, strict=True)]
     hits = sum(float(w[chosen].sum()) for chosen, w in zip(right, worth, strict=True))
     assert hits / sum(float(w.sum()) for w in worth) > 0.7  # by chance: a quarter
+
+
+def test_a_twin_begins_with_what_the_decoder_knows(tmp_path):
+    """A row's vector leans to the mean of its tokens' embeddings, and is about as long as one."""
+    texts = [doc.text for example in EXAMPLES for doc in example.docs]
+    model, tokenizer = make_tiny(texts, width=64, layers=1)
+    model.decoder.save_pretrained(tmp_path)
+    tokenizer.decoder_tokenizer.save_pretrained(tmp_path)
+    twin, both = assemble("twin", str(tmp_path), texts, compression=4)
+    assert twin.encoder_dim == twin.decoder_dim == 64 and both.encoder_tokenizer is both.decoder_tokenizer
+    chunks = both.chunks(texts[0])
+    assert all(chunk.encoder_ids == chunk.decoder_ids for chunk in chunks) and len(chunks[0].encoder_ids) == 4
+    with torch.no_grad():
+        rows, masks = both.pack([both.row(chunk.encoder_ids) for chunk in chunks])
+        vectors = twin.project(twin.encode_rows(rows, masks))
+        means = torch.stack([twin.embed(chunk.decoder_ids).mean(0) for chunk in chunks])
+    like = torch.nn.functional.cosine_similarity(vectors[:, None], means[None], dim=-1)
+    own = float(like.diagonal().mean())
+    assert own > 0.5 and own > 0.2 + float((like.sum() - like.diagonal().sum()) / (like.numel() - len(like)))
+    assert 0.3 < float(vectors.norm(dim=1).mean() / means.norm(dim=1).mean()) < 3

@@ -26,6 +26,7 @@ from refrag.training.objectives import (
     NextParagraphBatches,
     Passage,
     ReconstructionBatches,
+    TurnBatches,
     curriculum,
 )
 
@@ -157,6 +158,41 @@ def test_stretches_are_of_the_curriculums_lengths():
         assert passage.target == tuple(t for c in passage.pieces for t in c.decoder_ids)
     with pytest.raises(UserError, match="no text has 256 chunks"):
         ReconstructionBatches(["short"], tokenizer, 2, 2, 9, 0)
+
+
+def test_lengths_without_a_curriculum():
+    tokenizer = make_tokenizer()
+    sizes = {
+        kind: [len(p.pieces) for step in (0, 99) for p in ReconstructionBatches(*given, kind).batch(step, 0, 1)]
+        for kind, given in (("longest", (LONG, tokenizer, 32, 100, 4, 0)), ("mixed", (LONG, tokenizer, 32, 100, 4, 0)))
+    }
+    assert set(sizes["longest"]) == {8} and set(sizes["mixed"]) == {1, 2, 4, 8}
+
+
+def test_rates_take_turns_and_whole_contexts_are_tokens():
+    tokenizer = make_tokenizer()
+    kinds = [
+        NextParagraphBatches(LONG, tokenizer, 4, 24 // k, 8 // k, 0, expanded=0.0, compression=k, whole=whole)
+        for k, whole in ((2, 0.0), (4, 1.0))
+    ]
+    turns = TurnBatches(kinds)
+    assert turns.batch(0, 0, 1) == kinds[0].batch(0, 0, 1) and turns.batch(3, 0, 1) == kinds[1].batch(3, 0, 1)
+    assert not any(isinstance(piece, tuple) for p in turns.batch(2, 0, 1) for piece in p.pieces)
+    assert all(isinstance(piece, tuple) for p in turns.batch(1, 0, 1) for piece in p.pieces)
+
+
+def test_bfloat16_learns_the_same():
+    tokenizer = make_tokenizer()
+    batches = ReconstructionBatches(LONG, tokenizer, 2, 100, 2, 0)
+    ends = []
+    for bf16 in (False, True):
+        losses = []
+        settings = LoopSettings(steps=30, batch_size=2, learning_rate=1e-2, bf16=bf16)
+        objective = ContinuationObjective(fresh("ped"), tokenizer)
+        run_steps(objective, batches, settings, log=lambda step, found, kept=losses: kept.append(found["loss"]))
+        assert all(parameter.dtype == torch.float32 for parameter in objective.parameters())
+        ends.append(sum(losses[-5:]) / 5)
+    assert ends[1] == pytest.approx(ends[0], rel=0.1)
 
 
 def test_the_next_paragraph_follows_its_context():

@@ -23,7 +23,6 @@ _HELD_OUT = 10  # one in so many
 _TOGETHER = 128  # texts written side by side
 
 
-@torch.no_grad()
 def write_corpus(
     decoder: str, folder: Path, count: int, tokens: int, seed: int = 0, log: Log = lambda line: None
 ) -> dict[str, int]:
@@ -51,7 +50,7 @@ def write_corpus(
     texts: list[str] = []
     while len(texts) < count:
         log(f"{len(texts):,} of {count:,}")
-        rows = _draw(model, int(begin), words.eos_token_id, min(_TOGETHER, count - len(texts)), tokens, draw)
+        rows = draw_rows(model, int(begin), words.eos_token_id, min(_TOGETHER, count - len(texts)), tokens, draw)
         texts += [str(words.decode(row, skip_special_tokens=True)).strip() for row in rows]
     parts = {"valid": texts[::_HELD_OUT], "train": [text for n, text in enumerate(texts) if n % _HELD_OUT]}
     counts = {}
@@ -63,8 +62,11 @@ def write_corpus(
     return counts
 
 
-def _draw(model: Any, begin: int, end: int | None, rows: int, tokens: int, draw: torch.Generator) -> list[list[int]]:
-    """Rows of new tokens, each up to the end mark or the beginning of another text."""
+@torch.no_grad()
+def draw_rows(
+    model: Any, begin: int, end: int | None, rows: int, tokens: int, draw: torch.Generator
+) -> list[list[int]]:
+    """Rows of at most ``tokens`` new tokens, each up to the end mark or the beginning of another text."""
     ids = torch.full((rows, 1), begin)
     found: list[list[int]] = [[] for _ in range(rows)]
     open_, past = set(range(rows)), None

@@ -128,6 +128,9 @@ def _twin(words: Any, writer: Any, decoder: str, compression: int) -> RefragMode
     line: Any = model.projector
     with torch.no_grad():
         reader.get_input_embeddings().weight.copy_(table[: len(words)])
+        reader.embeddings.token_type_embeddings.weight.zero_()
+        places: Any = reader.embeddings.position_embeddings
+        places.weight.mul_(0.3 * table.norm(dim=1).mean() / places.weight.norm(dim=1).mean())  # tokens before places
         size = table.norm(dim=1).mean() / math.sqrt(width)  # the encoder's states have the norm √width
         line.weight.copy_(size * torch.eye(width))
         line.bias.zero_()

@@ -172,10 +172,13 @@ def pretrain_decoder(
     overrides: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
+    finish: bool = False,
     log: Callable[[str], None] = lambda line: None,
     advance: Callable[[float], None] = lambda steps: None,
 ) -> dict[str, Any]:
     """Train a tokenizer and a decoder into a run folder; with ``resume`` the run's own settings are read.
+
+    With ``finish`` as well there are no more steps: what the last checkpoint holds is the decoder.
 
     Returns:
         The decoder's folder, its size, and nats per token on texts it has not seen, before and after.
@@ -183,6 +186,8 @@ def pretrain_decoder(
     Raises:
         UserError: for wrong settings or data; nothing is written.
     """
+    if finish and not (resume and steps_done(folder)):
+        raise UserError("there is no run to finish", folder, "Give a run with a checkpoint as --resume")
     if resume:
         settings = from_dict(DecoderSettings, RunFolder.read(folder).config, folder / "config.json")
     else:
@@ -224,21 +229,23 @@ def pretrain_decoder(
             silence()
             tokenizer.save_pretrained(home)
             decoder.save_pretrained(home)
-        run_steps(
-            objective,
-            batches,
-            settings.loop,
-            folder=folder,
-            resume=resume,
-            log=lambda step, found: run.log(step, **found),
-            advance=advance,
-        )
+        if not finish:
+            run_steps(
+                objective,
+                batches,
+                settings.loop,
+                folder=folder,
+                resume=resume,
+                log=lambda step, found: run.log(step, **found),
+                advance=advance,
+            )
         kept = LanguageObjective(load_decoder(home))
         load_trained(folder, kept)  # in one piece, whatever the engine did with its own
         kept.decoder.save_pretrained(home)
         results = {
             "decoder": str(home),
             "parameters": size,
+            "steps": steps_done(folder),
             "tokens": len(batches.stream),
             "nats_before": before,
             "nats": held_out_nats(kept, unseen, settings.block),
