@@ -13,7 +13,8 @@ def main() -> int:
     """Fill or check every README; the exit code."""
     check = "--check" in sys.argv[1:]
     stale = 0
-    for readme in sorted([ROOT / "README.md", ROOT / "shared" / "README.md", *ROOT.glob("packages/*/README.md")]):
+    pages = [ROOT / "README.md", ROOT / "shared" / "README.md"]
+    for readme in sorted([*pages, *ROOT.glob("packages/*/README.md"), *ROOT.glob("packages/*/webapp/README.md")]):
         before, after = readme.read_text(encoding="utf-8"), fill(readme)
         if before == after:
             continue

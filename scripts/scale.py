@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def exponent(x: float, y: float, more_x: float, more_y: float) -> float:
     return math.log(more_y / y) / math.log(more_x / x)
 
 
-def table(head: str, lines: list[tuple[object, ...]]) -> str:
+def table(head: str, lines: Sequence[tuple[object, ...]]) -> str:
     """A Markdown table."""
     columns = head.count("|") + 1
     return "\n".join([f"| {head} |", "|---" * columns + "|", *("| " + " | ".join(map(str, r)) + " |" for r in lines)])

@@ -34,7 +34,7 @@ def layers() -> dict[str, list[list[str]]]:
     return {name: [[room.strip() for room in row.split("|")] for row in found[name]] for name in NOTES}
 
 
-def text(x: float, y: float, words: str, size: int = 13, extra: str = "") -> str:
+def text(x: float, y: float, words: str, size: float = 13, extra: str = "") -> str:
     """One centred line of an SVG."""
     return f'<text x="{x:g}" y="{y:g}" font-size="{size}" text-anchor="middle" {extra}>{escape(words)}</text>'
 
