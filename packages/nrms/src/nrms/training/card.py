@@ -47,7 +47,7 @@ def write_card(run: RunFolder, config: NrmsConfig, log: ClickLog, clicks: int, b
             {
                 "Use": f"`nrms recommend --model {run.path} --history ID`, `nrms serve --model {run.path}`",
                 "Training data": f"{parts}. Hashes of the files are in `environment.json`.",
-                "Quality": shown,
+                "Validation": shown,
                 "Limits": _LIMITS,
             },
             run,
