@@ -14,13 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import demo_plots
+
 from latentlab_shared.cli import Output, guarded, table
 from latentlab_shared.errors import RunFailed
+from latentlab_shared.files import write_json
 from latentlab_shared.plots import html_table, image, write_page
 from latentlab_shared.provenance import commit, machine, today
 
 OUT = Path("runs/demo")
 BIN = Path(sys.executable).parent
+NESTED = ["--set", "memory.sizes=[1,2,4,8]"]  # one model, asked with fewer vectors, too
+CONTEXTS = (512, 1024, 2048)  # tokens of documents, for the time to the first token
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class System:
         figure: from the steps' results, one figure that says something.
         sample: from the steps' results, what went in and what came out.
         plots: files that the steps wrote, with captions.
+        draw: from the steps' results, plots that no step draws; files with captions.
     """
 
     name: str
@@ -50,6 +56,7 @@ class System:
     figure: Callable[[dict[str, Any]], str]
     sample: Callable[[dict[str, Any]], tuple[str, str]]
     plots: list[tuple[Path, str]]
+    draw: Callable[[dict[str, Any]], list[tuple[Path, str]]] = lambda results: []
 
 
 def _rsr_net(folder: Path) -> System:
@@ -108,6 +115,12 @@ def _nrms(folder: Path) -> System:
         figure,
         sample,
         [(folder / "plots" / "quality.png", "Ranking what readers were shown, on held-out days")],
+        lambda results: [
+            (
+                demo_plots.reasons(results["recommend"], folder / "plots" / "reasons.png"),
+                "One reader's ranking: what each article that was read gives to each score",
+            )
+        ],
     )
 
 
@@ -158,13 +171,24 @@ def _clara_absa(folder: Path) -> System:
         "clara_absa",
         "a sentence, compressed to 8 vectors → what it says of each aspect",
         [
-            Step("train", ["clara-absa", "train", "--output-dir", str(folder)]),
+            Step("train", ["clara-absa", "train", *NESTED, "--output-dir", str(folder)]),
             Step("evaluate", ["clara-absa", "evaluate", *model]),
+            Step("sweep", ["clara-absa", "sweep", *model]),
             Step("predict", ["clara-absa", "predict", "--demo", *model]),
         ],
         figure,
         sample,
         [(folder / "plots" / "confusion.png", "Polarities of held-out aspects, right and answered")],
+        lambda results: [
+            (
+                demo_plots.memory_rates(
+                    results["sweep"]["rows"],
+                    next(r["accuracy"] for r in results["evaluate"]["answers"] if r["answers"] == "aspect prior"),
+                    folder / "plots" / "rates.png",
+                ),
+                "The same model with fewer vectors: memory against accuracy, on held-out sentences",
+            )
+        ],
     )
 
 
@@ -190,10 +214,20 @@ def _refrag(folder: Path) -> System:
             Step("train", ["refrag", "train", "--output-dir", str(folder)]),
             Step("evaluate", ["refrag", "evaluate", "--limit", "50", *model]),
             Step("demo", ["refrag", "demo", *model]),
+            *(Step(f"ttft {n}", ["refrag", "bench", "ttft", "--context", str(n), "--repeats", "1"]) for n in CONTEXTS),
         ],
         figure,
         sample,
-        [],
+        [(folder / "plots" / "answers.png", "Right answers by how the documents are given")],
+        lambda results: [
+            (
+                demo_plots.first_token(
+                    {n: {row["name"]: row for row in results[f"ttft {n}"]["results"]} for n in CONTEXTS},
+                    folder / "plots" / "first_token.png",
+                ),
+                "Time to the first token against the length of the documents (random weights, one round)",
+            )
+        ],
     )
 
 
@@ -209,7 +243,7 @@ SYSTEMS = {
 def run_system(system: System, out: Output) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Run a system's commands; their results by label, and a row for each with its seconds."""
     results: dict[str, Any] = {}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for step in system.steps:
         shown = " ".join(step.command)
         out.log(f"  {shown}")
@@ -235,19 +269,21 @@ def main() -> None:
     """Run everything that is installed."""
     out = Output()
     shutil.rmtree(OUT, ignore_errors=True)
-    summary, sections = [], []
+    summary, sections, steps = [], [], []
     for name, make in SYSTEMS.items():
         system = make(OUT / name)
         out.log(f"{name}: {system.title}")
         results, rows = run_system(system, out)
         given, made = system.sample(results)
+        plots = [*system.draw(results), *system.plots]
+        steps += [{**row, "result": results[step.label]} for step, row in zip(system.steps, rows, strict=True)]
         seconds = sum(row["seconds"] for row in rows)
         summary.append({"system": name, "seconds": round(seconds, 1), "result": system.figure(results)})
         sections.append(
             (
                 name,
                 f"<p>{html.escape(system.title)}. {html.escape(system.figure(results))}.</p>"
-                + "".join(image(path, caption) for path, caption in system.plots)
+                + "".join(image(path, caption) for path, caption in plots)
                 + f"<p>In:</p><pre>{html.escape(given)}</pre><p>Out:</p><pre>{html.escape(made)}</pre>"
                 + html_table(_shown(rows)),
             )
@@ -256,6 +292,7 @@ def main() -> None:
     page = write_page(
         OUT / "index.html", "Latent Text Lab", lead, [("Summary", html_table(_shown(summary))), *sections]
     )
+    write_json(OUT / "results.json", {"systems": summary, "steps": steps})
     out.result({"page": str(page), "systems": summary}, table(summary, title="Latent Text Lab"))
     out.log(f"the page: {page}")
 

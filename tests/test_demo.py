@@ -25,9 +25,9 @@ MODELS = {
     "nrms": "runs/nrms/sample",
     "refrag": "runs/refrag/questions",
 }
-HEADINGS = ("Use", "Training data", "Quality", "Limits", "Technical specifications")
+HEADINGS = ("Use", "Training data", "Validation", "Limits", "Technical specifications")
 # What the card of a system does not have yet.
-MISSING = {"refrag": {"Training data", "Quality", "Limits"}}
+MISSING = {"refrag": {"Training data", "Validation", "Limits"}}
 
 pytestmark = [
     pytest.mark.demo,
