@@ -147,11 +147,16 @@ def test_multirun_from_anywhere(tmp_path):
 
 
 @pytest.mark.slow
-def test_main_alignment_trains(tmp_path):
+def test_main_alignment_trains(tmp_path, monkeypatch):
+    """And a token in the environment is in no file that the run leaves."""
+    monkeypatch.setenv("HF_TOKEN", "hf_canary0123456789")
     started("main_alignment.py", "trainer.epochs=1", "trainer.steps_per_epoch=5", "trainer.batch_size=2", cwd=tmp_path)
     (metrics,) = tmp_path.rglob("metrics.jsonl")
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert len(rows) == 5 and all(row["anchors"] > 0 for row in rows)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"overrides.yaml", "environment.json", "config.json"} <= {path.name for path in files}
+    assert [path for path in files if b"hf_canary" in path.read_bytes()] == []
 
 
 @pytest.mark.slow

@@ -91,7 +91,7 @@ class ProcessWorker:
         self._start()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context: Any = _context()
         self._stop = context.RawValue("Q", 0)  # no lock: a process killed with one would stop us for ever
         self._pipe, theirs = context.Pipe()
         self.process = context.Process(
@@ -164,6 +164,15 @@ class ProcessWorker:
         if self.process.is_alive():
             self.process.kill()
         self.process.join()
+
+
+def _context() -> Any:
+    """How processes start: from one that has loaded torch already, where the system has such; it answers nothing."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["refrag.serving.worker"])
+    return context
 
 
 def _send(pipe: Connection, name: str, data: dict[str, Any]) -> None:
