@@ -170,7 +170,7 @@ def test_alignment_in_two_processes_writes_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_agents_meet_as_nodes_of_a_batch_job_do(tmp_path):
+def test_two_launchers_meet_as_nodes_of_a_batch_job_do(tmp_path):
     """The shell line of a multi-node job, twice on this machine, with the variables that AWS Batch sets."""
     from latentlab_shared.serving import listen
     from refrag.framework.batch import node_command
@@ -184,16 +184,16 @@ def test_two_agents_meet_as_nodes_of_a_batch_job_do(tmp_path):
     (tmp_path / "torchrun").write_text(f'#!/bin/sh\nexec {sys.executable} -m torch.distributed.run "$@"\n')
     (tmp_path / "torchrun").chmod(0o755)
     base["PATH"] = os.pathsep.join([str(tmp_path), base["PATH"]])
-    agents = []
+    launchers = []
     for node in (0, 1):
         env = {**base, "AWS_BATCH_JOB_NODE_INDEX": str(node)}
         # Batch tells the main node's address to the others only.
         env |= {"AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS": "127.0.0.1"} if node else {}
-        agents.append(
+        launchers.append(
             subprocess.Popen(
                 command, cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
             )
         )
-    told = [agent.communicate(timeout=200)[0] for agent in agents]
-    assert [agent.returncode for agent in agents] == [0, 0], told
+    told = [launcher.communicate(timeout=200)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], told
     assert "hello from rank 0 of 2" in told[0] and "hello from rank 1 of 2" in told[1]
