@@ -101,14 +101,8 @@ audit: install ## Look the locked versions up in the list of known faults; needs
 demo: install ## Run the main job of every system on built-in samples; writes runs/demo/index.html
 	$(RUN) python scripts/demo.py
 
-bench: install ## Run every benchmark; one JSON object each, below runs/bench/
-	@mkdir -p runs/bench
-	$(RUN) latentlab-cache bench --json > runs/bench/cache.json
-	$(RUN) rsr-net bench --json > runs/bench/rsr_net.json
-	$(RUN) nrms bench --json > runs/bench/nrms.json
-	$(RUN) seq2seq-keras bench --json > runs/bench/seq2seq_keras.json
-	$(RUN) clara-absa bench --json > runs/bench/clara_absa.json
-	$(RUN) refrag bench ttft --repeats 3 --json > runs/bench/refrag.json
+bench: install ## Run every benchmark (hours): runs/bench/results.json and index.html; ARGS="--only help" for one
+	$(RUN) python scripts/bench.py $(ARGS)
 
 train-rsr: install ## Train rsr_net (PROFILE=sample: under a minute; PROFILE=full: CNN/DailyMail and BART-base)
 	$(RUN) rsr-net train --profile $(PROFILE) $(ARGS)

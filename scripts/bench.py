@@ -1,0 +1,125 @@
+"""Run every benchmark of every package: one JSON file and one page, runs/bench/results.json and index.html.
+
+Each benchmark measures its ratios side by side in one run of its own; this only calls them, and measures how long
+``--help`` takes. ``--only NAME`` (may be repeated) runs some; what an earlier run measured is kept beside it.
+"""
+
+import argparse
+import html
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from latentlab_shared.cli import Output, guarded
+from latentlab_shared.errors import UserError
+from latentlab_shared.files import read_json, write_json
+from latentlab_shared.plots import html_table, write_page
+from latentlab_shared.provenance import commit, machine, today
+
+OUT = Path("runs/bench")
+BIN = Path(sys.executable).parent
+COMMANDS = ("rsr-net", "seq2seq-keras", "clara-absa", "nrms", "refrag", "latentlab-cache")
+BENCHES = {
+    "cache": ["latentlab-cache", "bench"],
+    "rsr_net": ["rsr-net", "bench"],
+    "seq2seq_keras": ["seq2seq-keras", "bench"],
+    "clara_absa": ["clara-absa", "bench"],
+    "nrms": ["nrms", "bench"],
+    "refrag, step": ["refrag", "bench", "step"],
+    "refrag, first token": ["refrag", "bench", "ttft"],
+}
+
+
+def help_times(rounds: int = 5) -> dict[str, Any]:
+    """Seconds from the call to the last line of ``--help``, wall and processor: the best of some rounds, in turns."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
+    for _ in range(rounds):
+        for name, found in times.items():
+            before, began = os.times(), time.perf_counter()
+            subprocess.run([str(BIN / name), "--help"], capture_output=True, check=True)
+            wall, after = time.perf_counter() - began, os.times()
+            used = after.children_user + after.children_system - before.children_user - before.children_system
+            found.append((wall, used))
+    rows = []
+    for name, found in times.items():
+        walls, used = [wall for wall, _ in found], [processor for _, processor in found]
+        # Judged by processor time: on a busy machine the wall clock measures the others.
+        row = {"name": f"{name} --help", "value": min(used), "unit": "CPU s", "target": 1.0, "ok": min(used) < 1.0}
+        rows.append({**row, "wall, best": min(walls), "wall, median": statistics.median(walls)})
+    return {"rows": rows}
+
+
+def flat(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a benchmark's answer, whatever it calls them."""
+    rows: list[dict[str, Any]] = next((result[key] for key in ("rows", "results") if key in result), [])
+    return [{"name": row.get("name", ""), **row.get("metrics", row)} for row in rows]
+
+
+def shown(rows: list[dict[str, Any]]) -> str:
+    """Rows as a table of their plain values; columns that are empty are left out."""
+    plain = [{k: v for k, v in row.items() if v is not None and not isinstance(v, (dict, list))} for row in rows]
+    return html_table(plain, list(dict.fromkeys(key for row in plain for key in row)))
+
+
+def page(held: dict[str, Any]) -> Path:
+    """Write the page."""
+    missed = [
+        f"{name}: {row['name']}"
+        for name, part in held.items()
+        for row in flat(part["result"])
+        if row.get("ok") is False
+    ]
+    sections = [
+        (
+            name,
+            f"<p><code>{html.escape(part['command'])}</code>, {part['seconds']:.0f} s, {part['date']}, commit "
+            f"{html.escape(part['commit'])}, {html.escape(part['machine'])}</p>{shown(flat(part['result']))}",
+        )
+        for name, part in held.items()
+    ]
+    found = "".join(f"<li>{html.escape(line)}</li>" for line in missed)
+    first = ("Targets that were missed", f"<ul>{found}</ul>" if missed else "<p>None.</p>")
+    return write_page(OUT / "index.html", "Benchmarks", "Each ratio was measured side by side.", [first, *sections])
+
+
+def main() -> None:
+    """Run the benchmarks."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
+    parser.add_argument("--only", action="append", default=[], help=f"one of: help, {', '.join(BENCHES)}")
+    given = parser.parse_args()
+    if unknown := set(given.only) - {"help", *BENCHES}:
+        raise UserError(f"{sorted(unknown)[0]!r} is no benchmark", "--only", f"Use: help, {', '.join(BENCHES)}")
+    out = Output()
+    path = OUT / "results.json"
+    held: dict[str, Any] = read_json(path) if path.is_file() else {}
+    failed = []
+    for name in ["help", *BENCHES]:
+        if given.only and name not in given.only:
+            continue
+        words = BENCHES.get(name, ["python", "scripts/bench.py", "--only", "help"])
+        out.log(f"{name}: {' '.join(words)}")
+        began = time.perf_counter()
+        if name == "help":
+            result = help_times()
+        else:
+            done = subprocess.run([str(BIN / words[0]), *words[1:], "--json"], stdout=subprocess.PIPE, text=True)
+            if done.returncode:
+                failed.append(name)
+                continue
+            result = json.loads(done.stdout)
+        facts = {"command": " ".join(words), "date": today(), "machine": machine()}
+        seconds = round(time.perf_counter() - began, 1)
+        held[name] = {**facts, "commit": commit(Path(__file__)) or "none", "seconds": seconds, "result": result}
+        write_json(path, held)
+    out.result({"results": str(path), "page": str(page(held)), "failed": failed}, f"{OUT / 'index.html'}")
+    if failed:
+        raise UserError(f"failed: {', '.join(failed)}", "bench")
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main, "-v" in sys.argv[1:]))
