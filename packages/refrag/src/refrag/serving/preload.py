@@ -1,4 +1,4 @@
-"""What every worker needs, loaded once: the process from which workers start imports this, and they start in no time."""
+"""What every worker needs: the process from which workers start imports this once, so that they start in no time."""
 
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, BertModel, LlamaForCausalLM
 
