@@ -47,9 +47,10 @@ def help_times(rounds: int = 5) -> dict[str, Any]:
             found.append((wall, used))
     rows = []
     for name, found in times.items():
-        walls, used = [wall for wall, _ in found], [processor for _, processor in found]
+        walls = [wall for wall, _ in found]
+        used = min(processor for _, processor in found)
         # Judged by processor time: on a busy machine the wall clock measures the others.
-        row = {"name": f"{name} --help", "value": min(used), "unit": "CPU s", "target": 1.0, "ok": min(used) < 1.0}
+        row = {"name": f"{name} --help", "value": used, "unit": "CPU s", "target": 1.0, "ok": used < 1.0}
         rows.append({**row, "wall, best": min(walls), "wall, median": statistics.median(walls)})
     return {"rows": rows}
 

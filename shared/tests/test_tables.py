@@ -41,3 +41,16 @@ def test_a_table_of_the_results_that_have_a_target(tmp_path):
 def test_a_table_that_cannot_be_written_says_why(tmp_path, head):
     with pytest.raises(UserError, match="rouge|other|missing.json"):
         fill(readme(tmp_path, head))
+
+
+def test_a_figure_in_a_sentence_is_filled_and_a_missing_one_is_named(tmp_path):
+    facts = dict.fromkeys(("command", "data", "commit", "date", "machine"), "x")
+    held = {**facts, "rows": [{"name": "refiner", "metrics": {"r2": 0.5484, "text": "no"}}]}
+    (tmp_path / "t.json").write_text(json.dumps(held))
+    readme = tmp_path / "README.md"
+    readme.write_text("R² <!-- figure: t.json; refiner; r2 -->9<!-- end figure --> | next\n")
+    assert fill(readme) == "R² <!-- figure: t.json; refiner; r2 -->0.548<!-- end figure --> | next\n"
+    for row, metric in (("other", "r2"), ("refiner", "auc"), ("refiner", "text")):
+        readme.write_text(f"<!-- figure: t.json; {row}; {metric} -->1<!-- end figure -->")
+        with pytest.raises(UserError, match="has no number"):
+            fill(readme)

@@ -6,7 +6,10 @@ A README marks a place with a comment that names the file and the columns to sho
     ...generated, never edited...
     <!-- end table -->
 
-``results/bench.json#targets`` shows the file's ``results`` that have a target instead of its rows.
+``results/bench.json#targets`` shows the file's ``results`` that have a target instead of its rows. A single figure in a
+sentence or in a cell names its file, row and metric::
+
+    <!-- figure: results/folds.json; refiner; r2 -->0.548<!-- end figure -->
 """
 
 from __future__ import annotations
@@ -26,10 +29,23 @@ _BLOCK = re.compile(
 )
 
 
+_FIGURE = re.compile(r"(<!-- figure: ([^;>]+); ([^;>]+); ([^;>]+) -->)[^<]*(<!-- end figure -->)")
+
+
 def fill(readme: Path) -> str:
-    """The README's text with every marked table written anew."""
+    """The README's text with every marked table and figure written anew."""
     text = readme.read_text(encoding="utf-8")
-    return _BLOCK.sub(lambda found: _block(found, readme), text)
+    text = _BLOCK.sub(lambda found: _block(found, readme), text)
+    return _FIGURE.sub(lambda found: f"{found[1]}{_figure(readme, *found.group(2, 3, 4))}{found[5]}", text)
+
+
+def _figure(readme: Path, file: str, row: str, metric: str) -> str:
+    path = readme.parent / file
+    rows = {r["name"]: r.get("metrics", {}) for r in _checked(read_json(path), path)["rows"]}
+    value = rows.get(row, {}).get(metric)
+    if not isinstance(value, (int, float)):
+        raise UserError(f"{path} has no number {metric!r} in a row {row!r}", readme, f"Rows: {', '.join(rows)}")
+    return _number(value)
 
 
 def _block(found: re.Match[str], readme: Path) -> str:
