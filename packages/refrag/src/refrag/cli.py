@@ -30,6 +30,9 @@ SAMPLE_RUN = Path("runs/refrag/questions")  # what `refrag train` writes when it
 Model = Annotated[Path, typer.Option("--model", "-m", help="A saved model, or a run folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw an earlier run in the folder away.")]
 CacheDir = Annotated[Path | None, typer.Option("--cache-dir", help="Keeps chunk vectors.")]
+Track = Annotated[
+    list[str] | None, typer.Option("--track", help="tensorboard or wandb; may be repeated (default: none).")
+]
 Encoder = Annotated[str, typer.Option("--encoder", help="Its tokenizer: a folder or a hub name.")]
 Decoder = Annotated[str, typer.Option("--decoder", help="Its tokenizer: a folder or a hub name.")]
 
@@ -138,6 +141,7 @@ def train(
     output_dir: OutputDir = None,
     resume: Resume = None,
     overwrite: Overwrite = False,
+    track: Track = None,
     seed: Seed = 0,
 ) -> None:
     """Train one stage of a model into a run folder; with no options on the built-in questions, in two minutes."""
@@ -168,6 +172,7 @@ def train(
             overrides=sets or (),
             resume=resume is not None,
             overwrite=overwrite or replaced,
+            track=track or (),
             log=out.log,
             advance=advance,
         )
@@ -185,6 +190,7 @@ def pretrain_decoder(
     output_dir: OutputDir = None,
     resume: Resume = None,
     overwrite: Overwrite = False,
+    track: Track = None,
     finish: Annotated[
         bool, typer.Option("--finish", help="With --resume: no more steps, the last checkpoint is the decoder.")
     ] = False,
@@ -205,6 +211,7 @@ def pretrain_decoder(
             resume=resume is not None,
             overwrite=overwrite,
             finish=finish,
+            track=track or (),
             log=out.log,
             advance=advance,
         )

@@ -127,12 +127,14 @@ def train_run(
     overrides: Iterable[str] = (),
     resume: bool = False,
     overwrite: bool = False,
+    track: Sequence[str] = (),
     log: Log = lambda line: None,
     advance: Callable[[float], None] = lambda steps: None,
 ) -> dict[str, Any]:
     """Train a model into a run folder; with ``resume`` the run's own settings are read.
 
-    Under a launcher every process trains its share, and only the first one writes.
+    Under a launcher every process trains its share, and only the first one writes. ``track`` names where losses go
+    besides ``metrics.jsonl``: "tensorboard", "wandb".
 
     Returns:
         The folder of the model, the first losses and the last.
@@ -156,9 +158,11 @@ def train_run(
         generator = RefragGenerator.from_pretrained(folder / MODEL) if resume else _generator(settings, corpus)
         hashes = {} if settings.data == "sample" else {"data": sha256_file(Path(settings.data))}
         run = (
-            RunFolder.resume(folder)
+            RunFolder.resume(folder, track=track)
             if resume
-            else RunFolder.create(folder, settings, seed=settings.loop.seed, data=hashes, overwrite=overwrite)
+            else RunFolder.create(
+                folder, settings, seed=settings.loop.seed, data=hashes, track=track, overwrite=overwrite
+            )
         )
         if resume:
             run.rewind(steps_done(folder))

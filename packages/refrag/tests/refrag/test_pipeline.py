@@ -24,6 +24,18 @@ def test_every_stage_leaves_a_model_to_go_on_from(tmp_path, stage):
     assert train_run(tmp_path / "two", again)["last"]["loss"] > 0
 
 
+def test_losses_can_go_elsewhere_too(tmp_path):
+    """Off by default; TensorBoard's file holds every step; a tracker that is not there leaves nothing behind."""
+    pytest.importorskip("tensorboard")
+    settings = RunSettings(stage="reconstruction", examples=8, longest=2, loop=FEW)
+    train_run(tmp_path / "quiet", settings)
+    assert not (tmp_path / "quiet" / "tensorboard").exists()
+    train_run(tmp_path / "told", settings, track=["tensorboard"])
+    assert sum(path.stat().st_size for path in (tmp_path / "told" / "tensorboard").iterdir()) > 100
+    _, err = refrag("train", *SMALL, "--track", "paper", "-o", tmp_path / "none", code=2)
+    assert "unknown tracker" in err and not (tmp_path / "none").exists()
+
+
 def test_train_then_predict(tmp_path):
     run = tmp_path / "run"
     out, _ = refrag("train", *SMALL, "-o", run, "--json")

@@ -173,6 +173,7 @@ def pretrain_decoder(
     resume: bool = False,
     overwrite: bool = False,
     finish: bool = False,
+    track: Sequence[str] = (),
     log: Callable[[str], None] = lambda line: None,
     advance: Callable[[float], None] = lambda steps: None,
 ) -> dict[str, Any]:
@@ -211,13 +212,14 @@ def pretrain_decoder(
     size = sum(p.numel() for p in decoder.parameters())
     log(f"{size:,} parameters, {len(batches.stream):,} tokens, {settings.loop.steps} steps")
     run = (
-        RunFolder.resume(folder)
+        RunFolder.resume(folder, track=track)
         if resume
         else RunFolder.create(
             folder,
             settings,
             seed=settings.loop.seed,
             data={"data": sha256_file(Path(settings.data))},
+            track=track,
             overwrite=overwrite,
         )
     )
