@@ -213,3 +213,9 @@ def test_a_folder_that_cannot_be_is_refused_before_any_work(tmp_path):
             RunFolder.ensure_free(path)
     assert RunFolder.ensure_free(tmp_path / "not" / "yet" / "there") == []
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_unknown_tracker_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match="unknown tracker 'paper'"):
+        RunFolder.create(tmp_path / "run", {}, seed=0, track=["paper"])
+    assert not (tmp_path / "run").exists()

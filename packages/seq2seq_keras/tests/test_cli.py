@@ -187,6 +187,16 @@ def test_export_compares(home):
         (["train", "--data", "absent"], "no such file or folder"),
         (["train", "--resume", "runs/seq2seq_keras/small", "--limit", "3"], "its own data and settings"),
         (["train", "--resume", "runs/seq2seq_keras/small", "--set", "train.seed=3"], "keeps its settings"),
+        (["train", "--resume", "runs/seq2seq_keras/small", "--preset", "full"], "its own data and settings"),
+        (["train", "--limit", "20"], "not empty"),
+        (["train", "--track", "paper", "-o", "never"], "unknown tracker"),
+        (["summarize", "--demo", "article.txt"], "--demo has a text of its own"),
+        (["summarize", "article.txt", "--set", "train.epochs=9"], "Change decode.* alone"),
+        (["summarize", "articles.jsonl", "--text-column", "body"], "no column body"),
+        (["summarize", "article.txt", "--min-length", "300"], "not possible"),
+        (["evaluate", "--text-column", "body"], "Give --data, too"),
+        (["evaluate", "--model", "runs/seq2seq_keras/small/model"], "a saved model, not the run"),
+        (["evaluate", "--table", "article.txt"], "article.txt"),
         (["train", "--resume", "absent"], "no such run folder"),
         (["evaluate", "--part", "train"], "not a held-out part"),
         (["evaluate", "--protocol", "mine"], "not a protocol"),
@@ -218,6 +228,29 @@ def test_a_finished_run_can_be_given_more_epochs(home):
     call = ["train", "--resume", "longer", "--set", "train.epochs=2", "--json"]
     assert json.loads(s2s(*call, cwd=home).stdout)["epochs"] == 2
     assert json.loads((home / "longer/config.json").read_text())["settings"]["train"]["epochs"] == 2
+
+
+def test_what_was_evaluated_stays_until_the_model_is_trained_on(home, monkeypatch):
+    shutil.copytree(home / "runs/seq2seq_keras/small", home / "kept")
+    s2s("evaluate", "--model", "kept", "--limit", "4", "-q", cwd=home)
+    held = json.loads((home / "kept/results.json").read_text())
+    monkeypatch.setenv("SEQ2SEQ_KERAS_DATA", "elsewhere")  # the run's own data is meant
+    s2s("train", "--resume", "kept", "-q", cwd=home)
+    assert json.loads((home / "kept/results.json").read_text()) == held and (home / "kept/report.html").is_file()
+    s2s("train", "--resume", "kept", "--set", "train.epochs=2", "-q", cwd=home)
+    assert "rows" not in json.loads((home / "kept/results.json").read_text())
+    assert not (home / "kept/report.html").exists() and not (home / "kept/plots").exists()
+    said = one_line(s2s("train", "--resume", "kept", "--set", "train.epochs=1", cwd=home, code=2))
+    assert "2 epochs behind it" in said
+
+
+def test_each_row_has_its_summary_and_each_hypothesis_its_line(home):
+    rows = [{"id": name, "text": text} for name, text in (("a", ITEM.text), ("b", ""), ("c", ITEM.text))]
+    (home / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    done = s2s("summarize", "rows.jsonl", cwd=home)
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["a", "c"] and "1 empty" in done.stderr
+    done = s2s("summarize", "rows.jsonl", "--n-best", "2", "--set", "decode.no_repeat_ngram=1", "-q", cwd=home)
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["a", "a", "c", "c"]
 
 
 def test_a_run_whose_data_changed_is_not_resumed(home):

@@ -1,10 +1,12 @@
 """Settings: the seed's numbers as defaults, ranges, and one line for each mistake."""
 
+import re
+
 import pytest
 
 from latentlab_shared.config import load_config
 from latentlab_shared.errors import UserError
-from seq2seq_keras.config import PRESETS, Settings
+from seq2seq_keras.config import PRESETS, DecodeConfig, ModelConfig, Settings, TrainConfig
 
 
 def test_defaults_are_the_seeds():
@@ -45,6 +47,23 @@ def test_mistakes_are_named(override, said):
         overrides, said = [override, "model.bidirectional=true"], "even number"
     with pytest.raises(UserError, match=said.replace("?", r"\?")):
         load_config(Settings, None, overrides)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: TrainConfig(optimizer="sgd"), "optimizer is 'sgd'; it must be one of: rmsprop, adam"),
+        (lambda: ModelConfig(attention="luong"), "must be one of: bahdanau, keras_additive"),
+        (lambda: ModelConfig(units=2.5), "units is 2.5, which is no int"),
+        (lambda: ModelConfig(units=True), "units is True, which is no int"),
+        (lambda: ModelConfig(pointer=1), "pointer is 1, which is no bool"),
+        (lambda: ModelConfig(dropout="0.1"), "which is no float"),
+        (lambda: DecodeConfig(beam="4"), "which is no int"),
+    ],
+)
+def test_python_is_told_as_much_as_the_command_line(make, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        make()
 
 
 def test_coverage_needs_its_attention():

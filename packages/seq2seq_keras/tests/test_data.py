@@ -97,6 +97,8 @@ def test_tables_with_named_columns(tmp_path):
         ("a.csv", "text,summary\none,two\n", Columns("text", "text"), "both text"),
         ("a.jsonl", '{"text": "one"}\n{"text": 3}\n', None, "a.jsonl:2: text is not text"),
         ("a.jsonl", "[1]\n", None, "a.jsonl:1: this row is malformed"),
+        ("a.jsonl", '{"text": "half \\ud800 of it"}\n', None, "a.jsonl:1: this row is malformed"),
+        ("a.csv", "text\n" + "x" * (2**24 + 1) + "\n", None, "a.csv:2: this row is malformed"),
         ("a.csv", "text,summary\n...,two\n", None, "there is no text here"),
         ("a.pdf", "x", None, "kind of file is not known"),
     ],
@@ -124,6 +126,36 @@ def test_bad_rows_are_counted_and_texts_come_once(tmp_path):
     assert [e.text for e in found] == ["One thing.", "Two."]
     assert (account.malformed, account.duplicates, account.empty) == (1, 1, 1)
     assert len(read_examples(tmp_path / "a.jsonl", skip_bad=True, limit=1)) == 1
+
+
+def test_an_empty_name_is_not_the_current_folder():
+    with pytest.raises(UserError, match="is empty"):
+        read_examples("")
+
+
+def test_texts_may_come_twice(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "One thing."}\n{"text": "One thing."}\n')
+    assert len(read_examples(tmp_path / "a.jsonl", unique=False)) == 2
+
+
+def test_a_date_that_is_none_is_left_out(tmp_path):
+    document = "<REUTERS><DATE>99-JAN-1987</DATE><TITLE>A title</TITLE><BODY>A body.</BODY></REUTERS>"
+    (tmp_path / "a.sgm").write_text(document)
+    assert read_examples(tmp_path / "a.sgm")[0].date == ""
+
+
+@pytest.mark.timeout(30)  # each takes hours where a pattern tries every place again
+@pytest.mark.parametrize(
+    "content",
+    [
+        "<REUTERS><TITLE>A title</TITLE><BODY>A body." + " " * 1_000_000 + "</BODY></REUTERS>",
+        "<REUTERS><TITLE>A title</TITLE><BODY>A body.</BODY></REUTERS>" + "<REUTERS " * 300_000,
+        "<REUTERS>" + "<TITLE>" * 300_000 + "A title</TITLE><BODY>A body.</BODY></REUTERS>",
+    ],
+)
+def test_reading_sgml_takes_one_pass(tmp_path, content):
+    (tmp_path / "a.sgm").write_text(content)
+    assert len(read_examples(tmp_path / "a.sgm")) == 1
 
 
 # -- splits ----------------------------------------------------------------------------------------------------------

@@ -224,5 +224,18 @@ def test_attention_is_that_of_the_words_written():
         memory, state = model.encode(source[b : b + 1])
         decoded = model.decode_teacher_forced(target, state, memory)
         np.testing.assert_allclose(found.attention[b, 0, :length], decoded.attention[0], atol=1e-5)
-        np.testing.assert_allclose(found.copied[b, 0, :length], tf.sigmoid(-decoded.gate[0]), atol=1e-5)
+        in_source = np.isin(words[:length], ext[b])  # no other word can have been copied
+        share = tf.sigmoid(-decoded.gate[0]).numpy() * in_source
+        np.testing.assert_allclose(found.copied[b, 0, :length], share, atol=1e-5)
         assert (found.attention[b, 0, length:].numpy() == 0).all()
+
+
+def test_a_greedy_word_that_is_not_in_the_source_was_not_copied():
+    model, (source, ext) = model_of("small"), texts(6)
+    found = search_greedy(model, tf.constant(source), tf.constant(ext), LENGTH, DecodeConfig())
+    for b in range(6):
+        words = found.ids[b, 0].numpy()
+        copied = found.copied[b, 0].numpy()
+        live = words != PAD
+        assert ((copied > 0)[live] == np.isin(words, ext[b])[live]).all()
+    assert (found.copied.numpy() > 0).any()

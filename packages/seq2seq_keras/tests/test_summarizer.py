@@ -1,7 +1,9 @@
 """The object a user holds, its exports and its evaluation, on a model trained for a moment."""
 
+import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,10 +12,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from latentlab_shared.errors import UserError
 from seq2seq_keras.config import DataConfig, DecodeConfig, ModelConfig, Settings, TrainConfig
 from seq2seq_keras.data.encode import build_vocabulary, encode_pairs, pad
+from seq2seq_keras.data.vocabulary import Vocabulary
 from seq2seq_keras.evaluation import evaluate, references_of
 from seq2seq_keras.evaluation.report import write_report
 from seq2seq_keras.inference import Summarizer
@@ -129,6 +133,31 @@ def test_damaged_models_are_one_line(saved, tmp_path):
             (broken / file.name).write_bytes(content[: len(content) // 2] if file.name == name else content)
         with pytest.raises(UserError):
             Summarizer.load(broken)
+
+
+def test_a_model_of_numbers_that_are_none_is_refused(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "nan")
+    held = load_file(saved / "model.safetensors")
+    name = next(iter(held))
+    save_file({**held, name: np.full_like(held[name], np.nan)}, tmp_path / "nan/model.safetensors")
+    with pytest.raises(UserError, match="holds a number that is none"):
+        Summarizer.load(tmp_path / "nan")
+    config = json.loads((saved / "config.json").read_text())
+    for wrong in ({**config, "settings": []}, {**config, "covering": True}):
+        (tmp_path / "nan/config.json").write_text(json.dumps(wrong))
+        with pytest.raises(UserError):
+            Summarizer.load(tmp_path / "nan")
+
+
+def test_searches_that_cannot_be_are_refused(summarizer):
+    with pytest.raises(UserError, match="not possible"):
+        summarizer.summarize("Rain fell on the town.", DecodeConfig(min_length=400))
+    with pytest.raises(TypeError, match="a list of strings, not dict"):
+        summarizer.summarize({"a": 1})
+    narrow = copy.copy(summarizer)
+    narrow.vocabulary = Vocabulary(summarizer.vocabulary.words[5:8])
+    with pytest.raises(UserError, match="wider than the vocabulary"):
+        narrow.search(np.ones((1, 3), np.int32), np.ones((1, 3), np.int32), DecodeConfig(beam=9))
 
 
 @pytest.mark.parametrize("name", FORMATS)

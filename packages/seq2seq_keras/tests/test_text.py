@@ -182,3 +182,9 @@ def test_seed_references_lose_their_front():
     reference = seed_references([label], [label, "w1 unseen w2"], maxlen=20)
     assert reference[0] == " ".join(f"w{i}" for i in range(6, 25))  # sostok and six words are gone, eostok is kept
     assert reference[1] == "w1 w2"
+
+
+@pytest.mark.timeout(30)  # takes hours where a pattern tries every place again
+def test_splitting_takes_one_pass():
+    assert len(split_rules("abc " + "." * 500_000 + "x")) == 1
+    assert split_rules('she said "go..." and left. he stayed') == ['she said "go..."', "and left.", "he stayed"]

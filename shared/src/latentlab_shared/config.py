@@ -35,6 +35,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: object = "configur
     Raises:
         UserError: for a key that does not exist (naming the nearest that does) or a value of another type.
     """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{prefix.rstrip('.') or 'this'} is no mapping of keys to values", where)
     hints = typing.get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     given: dict[str, Any] = {}

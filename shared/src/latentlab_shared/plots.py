@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,8 @@ def new_figure(columns: int = 1, rows: int = 1, width: float = 5.2, height: floa
 
 def save_png(figure: Figure, path: Path, dpi: int = 130) -> Path:
     """Write a figure as PNG, atomically."""
-    with atomic_path(Path(path)) as temporary:
+    with atomic_path(Path(path)) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # drawn as boxes; the font lacks the script
         figure.savefig(temporary, format="png", dpi=dpi)
     return Path(path)
 

@@ -19,7 +19,7 @@ from latentlab_shared.config import to_dict
 from latentlab_shared.errors import RunFailed, UserError
 from latentlab_shared.files import disk_errors, plain, read_json, sha256_file, sync_dir, write_json, write_text
 from latentlab_shared.provenance import environment
-from latentlab_shared.trackers import Tracker, make_tracker
+from latentlab_shared.trackers import Tracker, check_tracker, make_tracker
 
 _CHECKSUMS = "checksums.json"
 
@@ -64,6 +64,9 @@ class RunFolder:
         """
         path = Path(path)
         holds = cls.ensure_free(path, overwrite=overwrite)
+        chosen = list(track)
+        for name in chosen:
+            check_tracker(name)
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
@@ -72,7 +75,7 @@ class RunFolder:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         write_json(path / "environment.json", environment(seed, data, packages))
         write_json(path / "config.json", plain(config))  # last: a folder with it is a run that began
-        return cls(path, lock, [make_tracker(name, path, config) for name in track])
+        return cls(path, lock, [make_tracker(name, path, config) for name in chosen])
 
     @classmethod
     def ensure_free(cls, path: Path, *, overwrite: bool = False) -> list[str]:

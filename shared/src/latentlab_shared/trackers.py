@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import time
 from collections.abc import Mapping
@@ -60,6 +61,19 @@ class _Wandb(Tracker):
 
     def close(self) -> None:
         self._run.finish()
+
+
+def check_tracker(name: str) -> None:
+    """See that there is such a tracker, before anything is written for it.
+
+    Raises:
+        UserError: if there is none.
+        NeedsExtra: if its library is not installed.
+    """
+    if name not in ("tensorboard", "wandb"):
+        raise UserError(f"unknown tracker {name!r}", "--track", "Choose tensorboard or wandb")
+    if importlib.util.find_spec(name) is None:
+        raise NeedsExtra(name, "tracking")
 
 
 def make_tracker(name: str, folder: Path, config: Any) -> Tracker:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 app = new_app("seq2seq-keras", "latentlab-seq2seq-keras", "One-sentence summaries from scratch, in Keras 3.")
 
 DEFAULT_RUN = Path("runs/seq2seq_keras/small")
+EXPORTS = Path("exports/seq2seq_keras")
 
 Data = Annotated[str, typer.Option("--data", help="sample, a file or a folder.", envvar="SEQ2SEQ_KERAS_DATA")]
 Model = Annotated[Path, typer.Option("--model", "-m", help="A run folder, or a saved model.")]
@@ -42,6 +43,9 @@ Split = Annotated[str, typer.Option("--split", help="auto, files, date or hash."
 TextColumn = Annotated[str, typer.Option("--text-column", help="Column of a table; else the usual names.")]
 SummaryColumn = Annotated[str, typer.Option("--summary-column", help="Column of a table; else the usual names.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count malformed rows and go on.")]
+DecodeSets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="K=V", help="decode.key=value; may be given many times.")
+]
 Beam = Annotated[int | None, typer.Option("--beam", min=1, max=64, help="Width, 1 is greedy; else the run's own.")]
 Demo = Annotated[bool, typer.Option("--demo", help="Use the built-in item.")]
 Source = Annotated[
@@ -127,29 +131,35 @@ def train(
 ) -> None:
     """Train a summarizer into a run folder; with no options on built-in items, in a few minutes."""
     import os
+    from dataclasses import replace
 
-    from seq2seq_keras.pipeline import RUNS, RunSettings, is_finished, train_run
+    from seq2seq_keras.pipeline import RUNS, RunSettings, is_same, preset_settings, train_run
 
     if workers > 1 and "TF_CONFIG" not in os.environ:
         from seq2seq_keras.workers import launch
 
         raise typer.Exit(launch(workers, [sys.executable, "-m", "seq2seq_keras.cli", *sys.argv[1:]]))
 
-    given = config or data != "sample" or limit or output_dir or overwrite or text_column or summary_column
-    if resume and given:
+    source_given = data not in ("sample", os.environ.get("SEQ2SEQ_KERAS_DATA"))
+    columns_given = text_column or summary_column or split != "auto" or skip_bad
+    settings_given = config or preset != "small" or seed or limit or output_dir or overwrite
+    if resume and (source_given or columns_given or settings_given):
         raise UserError("the run keeps its own data and settings", "--resume", "Leave the other options out")
     folder = resume or output_dir or RUNS / preset
+    asked = RunSettings(data, split, text_column, summary_column, limit, skip_bad)
+    # The quickstart is run again and again: its own folder is replaced without asking by a run that is the same.
+    again = folder == DEFAULT_RUN and not resume
+    again = again and is_same(folder, replace(asked, settings=preset_settings(preset, config, sets or (), seed)))
     with _tensorflow(device):
         found = train_run(
             folder,
-            RunSettings(data, split, text_column, summary_column, limit, skip_bad),
+            asked,
             preset=preset,
             config_file=config,
             overrides=sets or (),
             seed=seed,
             resume=resume is not None,
-            # The quickstart is run again and again: its own folder, once it is finished, is replaced without asking.
-            overwrite=overwrite or (folder == DEFAULT_RUN and data == "sample" and is_finished(folder)),
+            overwrite=overwrite or again,
             track=track or (),
             cache_dir=cache_dir,
             log=out.log,
@@ -164,6 +174,8 @@ def evaluate(
     out: Output,
     model: Model = DEFAULT_RUN,
     data: Annotated[str | None, typer.Option("--data", help="Another source than the run's own.")] = None,
+    text_column: TextColumn = "",
+    summary_column: SummaryColumn = "",
     part: Annotated[str, typer.Option("--part", help="test or valid.")] = "test",
     protocol: Annotated[str, typer.Option("--protocol", help="repaired, or the seed's references.")] = "repaired",
     beam: Beam = None,
@@ -177,12 +189,16 @@ def evaluate(
     limit: Limit = None,
 ) -> None:
     """Measure a model on held-out texts, baselines beside it; writes results.json, plots and report.html."""
+    from seq2seq_keras.data import Columns
     from seq2seq_keras.pipeline import evaluate_run
 
+    if (text_column or summary_column) and data is None:
+        raise UserError("the run knows its own columns", "--text-column, --summary-column", "Give --data, too")
     with _tensorflow(device):
         found = evaluate_run(
             model,
             data=data,
+            columns=Columns(text_column, summary_column) if text_column or summary_column else None,
             part=part,
             protocol=protocol,
             beam=beam,
@@ -239,7 +255,7 @@ def ablate(
         from seq2seq_keras.ablation import VARIANTS
         from seq2seq_keras.ablation import ablate as train_variants
 
-        folder = output_dir or RUNS / "ablation"
+        folder = output_dir or RUNS / f"ablation_{Path(data).stem}"
         names = variant or tuple(VARIANTS)
         try:
             rows = train_variants(
@@ -283,19 +299,22 @@ def _predict(
     n_best: Annotated[int, typer.Option("--n-best", min=1, max=64, help="Summaries of each text.")] = 1,
     min_length: Annotated[int | None, typer.Option("--min-length", min=0, help="Words at least.")] = None,
     max_length: Annotated[int | None, typer.Option("--max-length", min=0, help="Words at most; 0: as trained.")] = None,
+    sets: DecodeSets = None,
+    text_column: TextColumn = "",
     device: Device = DeviceName.auto,
     limit: Limit = None,
     skip_bad: SkipBad = False,
 ) -> None:
     """Summarize a file, a folder or table of texts (one line each), or stdin."""
-    texts, many = _texts(source, demo, limit, skip_bad, out)
+    texts, many = _texts(source, demo, limit, skip_bad, out, text_column)
     given = {"beam": beam, "n_best": n_best, "min_length": min_length, "max_length": max_length}
-    summaries = _summarize(model, [text for _, text in texts], device, given)
+    summaries = _summarize(model, [text for _, text in texts], device, given, sets or ())
     if many and out.json:
         named = zip(texts, summaries, strict=True)
         out.result({"summaries": [{"id": name, **s.to_dict()} for (name, _), s in named]})
     elif many:
-        lines = [f"{name}\t{s.text}" for (name, _), s in zip(texts, summaries, strict=True)]
+        named = zip(texts, summaries, strict=True)
+        lines = [f"{name}\t{text}" for (name, _), s in named for text in (s.text, *s.alternatives)]
         out.result({}, "\n".join(lines))
     else:
         out.result(summaries[0].to_dict(), "\n".join((summaries[0].text, *summaries[0].alternatives)))
@@ -305,15 +324,19 @@ verb(app, "summarize")(_predict)
 verb(app, "predict")(_predict)
 
 
-def _summarize(model: Path, texts: list[str], device: DeviceName, given: dict[str, int | None]) -> list[Summary]:
+def _summarize(
+    model: Path, texts: list[str], device: DeviceName, given: dict[str, int | None], sets: Sequence[str] = ()
+) -> list[Summary]:
     """Summaries by the model's own settings, with those that are given on the command line over them."""
     from dataclasses import replace
+
+    from seq2seq_keras.pipeline import decode_settings
 
     with _tensorflow(device):
         from seq2seq_keras.inference import Summarizer
 
         summarizer = Summarizer.load(model)
-        own = replace(summarizer.settings.decode, n_best=1)
+        own = replace(decode_settings(summarizer.settings, sets), n_best=1)
         changes = {key: value for key, value in given.items() if value is not None}
         changes["beam"] = max(changes.get("beam", own.beam), changes.get("n_best", 1))
         try:
@@ -324,11 +347,13 @@ def _summarize(model: Path, texts: list[str], device: DeviceName, given: dict[st
 
 
 def _texts(
-    source: str | None, demo: bool, limit: int | None, skip_bad: bool, out: Output
+    source: str | None, demo: bool, limit: int | None, skip_bad: bool, out: Output, text_column: str = ""
 ) -> tuple[list[tuple[str, str]], bool]:
-    """Names and texts to summarize, and whether they may be many."""
-    from seq2seq_keras.data import Account, read_examples
+    """Names and texts to summarize, and whether they may be many; a text that comes twice is summarized twice."""
+    from seq2seq_keras.data import Account, Columns, read_examples
 
+    if demo and source is not None:
+        raise UserError("--demo has a text of its own", source, "Leave one of them out")
     if demo:
         from seq2seq_keras.sample import demo as built_in
 
@@ -336,11 +361,14 @@ def _texts(
     if source is None:
         raise UserError("nothing to summarize", "seq2seq-keras", "Give a file, a folder, - for stdin, or --demo")
     if source == "-":
-        return [("stdin", sys.stdin.buffer.read().decode("utf-8", errors="replace"))], False
-    account = Account()
-    found = read_examples(source, limit=limit, skip_bad=skip_bad, account=account)
-    if account.malformed or account.duplicates:
-        out.warn(f"left out: {account.malformed} malformed, {account.duplicates} duplicates")
+        text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
+        if not any(c.isalnum() for c in text):
+            raise UserError("there are no words to summarize", "stdin", "Give a text of at least one word")
+        return [("stdin", text)], False
+    account, columns = Account(), Columns(text_column)
+    found = read_examples(source, columns=columns, limit=limit, skip_bad=skip_bad, account=account, unique=False)
+    if account.malformed or account.empty:
+        out.warn(f"left out: {account.malformed} malformed, {account.empty} empty")
     return [(e.id, e.text) for e in found], not source.endswith((".txt", ".txt.gz"))
 
 
@@ -387,7 +415,7 @@ def export(
         compared = [e.text for e in generate(texts, seed=1_000_005)]
         summarizer = Summarizer.load(model)
         written = export_model(
-            summarizer, output_dir or Path("exports/seq2seq_keras"), tuple(format or FORMATS), compared
+            summarizer, output_dir or EXPORTS / model.resolve().name, tuple(format or FORMATS), compared
         )
     out.result({"files": written}, table(written))
 
@@ -430,14 +458,21 @@ def serve(
     model: Model = DEFAULT_RUN,
     host: Host = "127.0.0.1",
     port: Port = 8000,
+    sets: DecodeSets = None,
     device: Device = DeviceName.auto,
 ) -> None:
     """Serve the API and its page until Ctrl-C."""
+    from dataclasses import replace
+
+    from seq2seq_keras.pipeline import decode_settings
+
     with _tensorflow(device):
         from seq2seq_keras.inference import Summarizer
         from seq2seq_keras.serving.app import serve
 
         summarizer = Summarizer.load(model)
+        settings = summarizer.settings
+        summarizer.settings = replace(settings, decode=decode_settings(settings, sets or ()))
     serve(summarizer, host, port, log=out.log)
 
 

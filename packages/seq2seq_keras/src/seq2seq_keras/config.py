@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args, get_type_hints
+
+_KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
 
 
 def _check(name: str, value: float, low: float, high: float = float("inf")) -> None:
     if not low <= value <= high:
-        bound = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
-        raise ValueError(f"{name} is {value:g}; it must be {bound}")
+        shown, least, most = (f"{x:.0f}" if x == int(x) else f"{x:g}" for x in (value, low, min(high, 1e300)))
+        bound = f"at least {least}" if high == float("inf") else f"from {least} to {most}"
+        raise ValueError(f"{name} is {shown}; it must be {bound}")
+
+
+def _check_kinds(config: Any) -> None:
+    """Numbers are numbers, and choices are among those there are: Python's annotations alone decide nothing."""
+    hints = get_type_hints(type(config))
+    for name in (one.name for one in fields(config)):
+        value, choices = getattr(config, name), get_args(hints[name])
+        if choices and value not in choices:
+            raise ValueError(f"{name} is {value!r}; it must be one of: {', '.join(choices)}")
+        kind = None if choices else getattr(hints[name], "__name__", "")
+        if kind in _KINDS and (not isinstance(value, _KINDS[kind]) or isinstance(value, bool) != (kind == "bool")):
+            raise ValueError(f"{name} is {value!r}, which is no {kind}")
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,7 @@ class DataConfig:
     splitter: Literal["auto", "punkt", "rules"] = "auto"
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         _check("vocabulary_size", self.vocabulary_size, 6, 1_000_000)
         _check("min_count", self.min_count, 1)
         _check("max_source", self.max_source, 2, 2_000)
@@ -72,6 +88,7 @@ class ModelConfig:
     coverage: bool = False
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         _check("embedding_dim", self.embedding_dim, 1)
         _check("units", self.units, 1)
         _check("encoder_layers", self.encoder_layers, 1, 16)
@@ -115,6 +132,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         _check("batch_size", self.batch_size, 1)
         _check("epochs", self.epochs, 1)
         _check("patience", self.patience, 1)
@@ -124,7 +142,7 @@ class TrainConfig:
         _check("coverage_epochs", self.coverage_epochs, 0)
         _check("coverage_weight", self.coverage_weight, 0)
         _check("checkpoint_minutes", self.checkpoint_minutes, 0)
-        _check("seed", self.seed, 0, 2**31 - 1)
+        _check("seed", self.seed, 0, 2**32 - 1)
 
 
 @dataclass(frozen=True)
@@ -148,6 +166,7 @@ class DecodeConfig:
     n_best: int = 1
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         _check("beam", self.beam, 1, 64)
         _check("length_penalty", self.length_penalty, 0, 5)
         _check("no_repeat_ngram", self.no_repeat_ngram, 0, 10)

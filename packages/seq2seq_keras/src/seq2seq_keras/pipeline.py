@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -11,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentlab_shared.config import from_dict, load_config
-from latentlab_shared.errors import UserError
+from latentlab_shared.errors import RunFailed, UserError
 from latentlab_shared.files import atomic_path, plain, read_json, write_json
 from latentlab_shared.provenance import environment, write_table
 from latentlab_shared.runs import RunFolder, model_card
-from seq2seq_keras.config import PRESETS, Settings
+from seq2seq_keras.config import PRESETS, DecodeConfig, Settings
 from seq2seq_keras.data import Account, Columns, Example, read_parts
 from seq2seq_keras.data.encode import build_vocabulary, encode_pairs, with_labels
 from seq2seq_keras.data.readers import digest
@@ -80,6 +82,8 @@ def read_run_parts(asked: RunSettings, account: Account | None = None) -> dict[s
         account=account,
         seed=asked.settings.train.seed,
     )
+    if account is not None:
+        account.made = sum(not example.summary for example in parts["train"])
     return {part: with_labels(examples, asked.settings.data) for part, examples in parts.items()}
 
 
@@ -91,20 +95,42 @@ def is_finished(run: Path) -> bool:
 
 def settings_of(run: Path) -> RunSettings:
     """What a run folder was asked for."""
+    if (run / "vocabulary.txt").is_file():
+        raise UserError("this is a saved model, not the run it came from", run, f"Give the run: {run.parent}")
     return from_dict(RunSettings, RunFolder.read(run).config, run / "config.json")
 
 
-def _longer(asked: RunSettings, overrides: Iterable[str]) -> RunSettings:
+def is_same(run: Path, asked: RunSettings) -> bool:
+    """Whether a run folder holds a finished run of exactly these data and settings."""
+    return (run / "config.json").is_file() and is_finished(run) and settings_of(run) == asked
+
+
+def _longer(run: Path, overrides: Iterable[str]) -> RunSettings:
     """The settings of a run that goes on, for more epochs if so told.
 
     Raises:
-        UserError: for any other change.
+        UserError: for any other change, and for fewer epochs than it has behind it.
     """
+    asked, done = settings_of(run), len(RunFolder.read(run).metrics())
     settings = load_config(Settings, None, overrides, asked.settings)
     epochs = settings.train.epochs
+    if epochs < min(done, asked.settings.train.epochs):
+        raise UserError(f"the run has {done} epochs behind it already", "train.epochs", "Give a larger number")
     if settings != replace(asked.settings, train=replace(asked.settings.train, epochs=epochs)):
         raise UserError("a run that goes on keeps its settings", "--resume", "Change train.epochs alone")
     return replace(asked, settings=settings)
+
+
+def decode_settings(own: Settings, overrides: Iterable[str]) -> DecodeConfig:
+    """How a trained model searches, ``decode.key=value`` over its own settings.
+
+    Raises:
+        UserError: for a change of anything else.
+    """
+    settings = load_config(Settings, None, overrides, own)
+    if settings != replace(own, decode=settings.decode):
+        raise UserError("a trained model keeps its settings", "--set", "Change decode.* alone")
+    return settings.decode
 
 
 def preset_settings(
@@ -153,7 +179,7 @@ def train_run(
         UserError: for data or settings that cannot be used; nothing is written then.
     """
     if resume:
-        asked = _longer(settings_of(output), overrides)
+        asked = _longer(output, overrides)
     else:
         asked = replace(asked, settings=preset_settings(preset, config_file, overrides, seed))
     settings, account = asked.settings, Account()
@@ -164,7 +190,7 @@ def train_run(
     train = encode_pairs(parts["train"], vocabulary, settings.data, cache_dir)
     valid = encode_pairs(parts["valid"], vocabulary, settings.data, cache_dir)
     hashes = {f"{asked.data} ({part})": digest(examples) for part, examples in parts.items()}
-    if resume and (began := read_json(output / "environment.json")["data"]) != hashes:
+    if resume and (began := _data_of(output)) != hashes:
         changed = ", ".join(name for name in hashes if began.get(name) != hashes[name]) or "its parts"
         raise UserError(f"the data is not what the run began with: {changed}", output, "Start a new run")
     workers = join()
@@ -180,6 +206,8 @@ def train_run(
         # From here on nothing is wrong with the input: until now there was one line at most, the error's.
         left_out = f"{account.duplicates} duplicates, {account.empty} empty, {account.malformed} malformed"
         log(f"{len(parts['train'])} texts to train on, {len(parts['valid'])} for validation; left out: {left_out}")
+        if account.made:
+            log(f"{account.made} of the {len(parts['train'])} texts have no summary: their labels are made")
 
         import keras
 
@@ -202,6 +230,11 @@ def train_run(
         summarizer = Summarizer(model, vocabulary, settings)
         summarizer.save(output / "model")
         rows = run.metrics()
+        if not rows:
+            raise RunFailed("the figures of its epochs are gone", output / "metrics.jsonl")
+        held = read_json(output / "results.json").get("training", {}) if is_finished(output) else {}
+        if held.get("epochs") == len(rows):  # nothing was left to train: what was measured of it stays
+            return {"run": str(output), **held}
         results = {
             "parameters": model.count_params(),
             "vocabulary": len(vocabulary),
@@ -212,14 +245,31 @@ def train_run(
             "examples_per_second": max(row["examples_per_second"] for row in rows),
         }
         run.write_results({"training": results})
+        forget_evaluation(output)
         run.write_card(_card(asked, summarizer, results, run))
     return {"run": str(output), **results}
+
+
+def _data_of(run: Path) -> dict[str, Any]:
+    """Hashes of the data that a run began with."""
+    held = read_json(run / "environment.json")
+    found = held.get("data") if isinstance(held, dict) else None
+    if not isinstance(found, dict):
+        raise UserError("this does not say what data the run began with", run / "environment.json", "Start a new run")
+    return found
+
+
+def forget_evaluation(run: Path) -> None:
+    """Take away the pages and plots of an earlier evaluation: the model has been trained on."""
+    (run / "report.html").unlink(missing_ok=True)
+    shutil.rmtree(run / "plots", ignore_errors=True)
 
 
 def evaluate_run(
     model: Path,
     *,
     data: str | None = None,
+    columns: Columns | None = None,
     part: str = "test",
     protocol: str = "repaired",
     beam: int | None = None,
@@ -235,6 +285,7 @@ def evaluate_run(
     Args:
         model: a run folder.
         data: another source than the run's own.
+        columns: of that source, if it is a table.
         part: "test" or "valid".
         protocol: "repaired", or "seed": the references that the seed scored against.
         beam: width, instead of the run's own.
@@ -251,11 +302,13 @@ def evaluate_run(
     _check_part(part, protocol)
     asked = settings_of(model)
     told = list(overrides)
-    settings = load_config(Settings, None, told, asked.settings)
-    if settings != replace(asked.settings, decode=settings.decode):
-        raise UserError("a trained model keeps its settings", "evaluate --set", "Change decode.* alone")
-    decode = replace(settings.decode, beam=beam or settings.decode.beam, n_best=1)
-    asked = replace(asked, data=data or asked.data)
+    if table is not None:
+        _rows_of(table)
+    decode = decode_settings(asked.settings, told)
+    decode = replace(decode, beam=beam or decode.beam, n_best=1)
+    if data is not None:
+        named = columns or Columns(asked.text_column, asked.summary_column)
+        asked = replace(asked, data=data, text_column=named.text, summary_column=named.summary)
     parts = read_run_parts(asked)
     examples = parts[part][:limit]
     if not examples:
@@ -267,6 +320,8 @@ def evaluate_run(
 
     summarizer = Summarizer.load(model)
     examples, references = _references(parts["train"], examples, protocol, summarizer.settings)
+    for folder in (output or model, *([table.parent] if table is not None else [])):
+        check_writable(folder)
     seed_exact = protocol == "seed"
     found = evaluate(summarizer, examples, references, config=decode, seed_exact=seed_exact, log=log)
     folder = output or model
@@ -289,7 +344,7 @@ def evaluate_run(
     trained = {key: held[key] for key in ("training",) if key in held}  # what `train` wrote there stays
     write_json(file, {**trained, **results, "environment": environment(asked.settings.train.seed, hashes)})
     if table is not None:
-        _add_to_table(table, results, name, asked, told)
+        _add_to_table(table, results, name, asked, [model.name, *told])
     return {**results, "report": str(report)}
 
 
@@ -361,15 +416,40 @@ def shown(data: str) -> str:
     return data if data == "sample" else Path(data).name
 
 
+def check_writable(folder: Path) -> None:
+    """Make a folder that can be written to, before the work whose results it will hold.
+
+    Raises:
+        UserError: if that is not possible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"this folder cannot be made ({error.strerror})", folder, "Choose another") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError("no permission to write here", folder, "Choose another folder")
+
+
+def _rows_of(table: Path) -> list[dict[str, Any]]:
+    """The rows of a results table; none if there is no file."""
+    held = read_json(table) if table.is_file() else {"rows": []}
+    rows = held.get("rows") if isinstance(held, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "name" in row for row in rows):
+        raise UserError("this is no results table", table, "Give another file")
+    return rows
+
+
 def _add_to_table(path: Path, results: dict[str, Any], name: str, asked: RunSettings, told: list[str]) -> None:
     """Write or extend a results table: baselines once, and a row for each model that was evaluated."""
     ours, *rows = results["rows"]
     more = {k: v for k, v in results["behaviour"][0].items() if k != "name"}
     rows = [{**ours, "name": name, "metrics": {**ours["metrics"], **more}}, *rows]
     if path.is_file():
-        old = [row for row in read_json(path)["rows"] if row["name"] not in {r["name"] for r in rows}]
+        old = [row for row in _rows_of(path) if row["name"] not in {r["name"] for r in rows}]
         rows = [*old, *rows]
-    command = f"seq2seq-keras evaluate --beam {results['beam']}" + "".join(f" --set {item}" for item in told)
+    run, *sets = told
+    command = f"seq2seq-keras evaluate --model {run} --data {results['data']} --beam {results['beam']}"
+    command += "".join(f" --set {item}" for item in sets)
     _write_table(path, results, rows, asked, command)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from latentlab_shared.errors import RunFailed, UserError
 
 _GRACE_S = 20.0  # that the other workers have to leave in after the first one
+_SAYS_IT_ITSELF_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,9 @@ def launch(count: int, command: Sequence[str]) -> int:
             stack.callback(signal.signal, number, before)
         while first.poll() is None and not any(worker.poll() for worker in others):
             time.sleep(0.1)
+        if first.poll() is None:  # what is wrong with one may be wrong with all: worker 0 says it better
+            with suppress(subprocess.TimeoutExpired):
+                first.wait(_SAYS_IT_ITSELF_S)
         if first.poll() is None:
             lost = next(i for i, worker in enumerate(started) if worker.poll())
             said[lost].seek(0)

@@ -45,6 +45,8 @@ def create_pseudo_summary(
 
     Source: the seed's "Pseudo-Label Generation".
     """
+    if scoring not in ("mean", "sum"):
+        raise ValueError(f"scoring is {scoring!r}; it must be mean or sum")
     sentences = (split or make_splitter())(text)
     if len(sentences) <= n_sentences:
         return text

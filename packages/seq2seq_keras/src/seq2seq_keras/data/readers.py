@@ -49,6 +49,7 @@ class Account:
     empty: int = 0
     malformed: int = 0
     duplicates: int = 0
+    made: int = 0  # training examples without a summary, which get a made label
 
 
 def read_examples(
@@ -58,6 +59,7 @@ def read_examples(
     limit: int | None = None,
     skip_bad: bool = False,
     account: Account | None = None,
+    unique: bool = True,
 ) -> list[Example]:
     """All examples of a file or of the files of a folder, cleaned, each text once.
 
@@ -70,10 +72,13 @@ def read_examples(
         limit: examples at most.
         skip_bad: count malformed rows instead of stopping at the first.
         account: filled with what was left out.
+        unique: leave out texts that came before.
 
     Raises:
         UserError: for a source that does not exist or holds no text, and for a malformed row, with its line.
     """
+    if not str(source):
+        raise UserError("the name of the file or folder is empty", "--data or --source", "Give an existing path")
     path, account = Path(source), account if account is not None else Account()
     files = _files(path)
     chosen = columns or Columns()
@@ -87,7 +92,7 @@ def read_examples(
                 key = " ".join(example.text.lower().split())
                 if not any(c.isalnum() for c in key):
                     account.empty += 1
-                elif key in seen:
+                elif unique and key in seen:
                     account.duplicates += 1
                 else:
                     seen.add(key)
@@ -101,7 +106,7 @@ def read_examples(
 
 def _files(path: Path) -> list[Path]:
     if not path.exists():
-        raise UserError("there is no such file or folder", path, "Give --data an existing path, or sample")
+        raise UserError("there is no such file or folder", path, "Give an existing path")
     if path.is_file():
         return [path]
     files = sorted(f for f in path.iterdir() if f.is_file() and _kind_of_name(f) in _SUFFIXES)
@@ -158,7 +163,18 @@ def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 row = None
-            yield number, row if isinstance(row, dict) else None
+            yield number, row if isinstance(row, dict) and _is_text(line, row) else None
+
+
+def _is_text(line: str, row: dict[str, Any]) -> bool:
+    """Whether a row's strings are Unicode text: an escape can name half of a character."""
+    if "\\u" not in line:
+        return True
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _csv(file: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
@@ -173,7 +189,14 @@ def _csv(file: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any] | Non
             header, rows = [name.strip() for name in first], []
         for line in rows:
             yield line[0], dict(zip(header, line[1], strict=True))
-        for row in reader:
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error:  # a cell of more than 16 MiB
+                yield reader.line_num, None
+                continue
             if row:
                 yield reader.line_num, dict(zip(header, row, strict=True)) if len(row) == len(header) else None
 
@@ -227,41 +250,46 @@ def _date(text: str) -> str:
         except ValueError:
             continue
     day = _DAY.search(text)  # a few of Reuters' times are garbled; the day is enough to split by
-    return datetime.strptime(day[0], "%d-%b-%Y").isoformat() if day else ""
+    try:
+        return datetime.strptime(day[0], "%d-%b-%Y").isoformat() if day else ""
+    except ValueError:  # such as the 99th of January
+        return ""
 
 
 _DAY = re.compile(r"\d{1,2}-(?:JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC)-\d{4}")
-_DOCUMENT = re.compile(r"<REUTERS\b.*?</REUTERS>", re.S)
-_FIELDS = {
-    name: re.compile(pattern, re.S)
-    for name, pattern in {
-        "id": r'NEWID="(\d+)"',
-        "date": r"<DATE>(.*?)</DATE>",
-        "title": r"<TITLE>(.*?)</TITLE>",
-        "body": r"<BODY>(.*?)</BODY>",
-    }.items()
-}
+_NEWID = re.compile(r'NEWID="(\d+)"')
 # "&lt;Dunhill Classics Inc>" is a name, "&lt;DCLS.O>" a ticker: an instrument code that no summary says.
 _TICKER = re.compile(r"&lt;[A-Z0-9]{1,6}(?:\.[A-Z0-9]{1,4})?>")
 _NAME = re.compile(r"&lt;([^<>&]{1,60})>")
-_SIGN_OFF = re.compile(r"\s*(?:&#3;|\bREUTER\b|\bReuter\b)[\s\S]{0,20}\Z")
+_SIGN_OFF = re.compile(r"(?<!\s)\s*+(?:&#3;|\bREUTER\b|\bReuter\b)[\s\S]{0,20}\Z")
 
 
 def _reuters(file: Path) -> Iterator[Example]:
     """The documents of one Reuters-21578 file that have a title and a body; the title is the summary."""
     with _open(file, encoding="latin-1") as opened:
         content = opened.read()
-    for match in _DOCUMENT.finditer(content):
-        found = {name: pattern.search(match.group()) for name, pattern in _FIELDS.items()}
-        if found["title"] is None or found["body"] is None:
+    for document in _between(content, "<REUTERS", "</REUTERS>"):
+        title, body, date = (
+            next(_between(document, f"<{name}>", f"</{name}>"), None) for name in ("TITLE", "BODY", "DATE")
+        )
+        if title is None or body is None:
             continue
-        title, body = (_NAME.sub(r" \1 ", _TICKER.sub(" ", (found[name] or match)[1])) for name in ("title", "body"))
+        title, body = (_NAME.sub(r" \1 ", _TICKER.sub(" ", part)) for part in (title, body))
+        number = _NEWID.search(document)
         yield Example(
-            id=found["id"][1] if found["id"] else "",
+            id=number[1] if number else "",
             text=_SIGN_OFF.sub("", body.replace("&#3;", " ")),
             summary=title,
-            date=_date(found["date"][1]) if found["date"] else "",
+            date=_date(date) if date else "",
         )
+
+
+def _between(text: str, start: str, end: str) -> Iterator[str]:
+    """What stands between each ``start`` and the next ``end``, in one pass."""
+    at = 0
+    while (begin := text.find(start, at)) >= 0 and (stop := text.find(end, begin)) >= 0:
+        yield text[begin + len(start) : stop]
+        at = stop + len(end)
 
 
 def digest(examples: list[Example]) -> str:

@@ -20,7 +20,8 @@ _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")
 # "u.s.", "1,750.5", "isn't"; hyphens and slashes separate words.
 _WORD = re.compile(r"(?:[^\W\d_]\.){2,}|\d+(?:[.,:]\d+)*|[^\W_]+(?:['\u2019][^\W_]+)*")
 # Captions and other text without capitals: a full stop and a blank end a sentence, but not after these.
-_STOP = re.compile(r"[.!?\u2026]+[\"')\]\u201d\u2019]*(?=\s)")
+# Nothing is tried twice: a text of nothing but full stops takes no longer than another.
+_STOP = re.compile(r"(?<![.!?\u2026])[.!?\u2026]++[\"')\]\u201d\u2019]*+(?=\s)")
 
 
 def word_set(listed: str) -> frozenset[str]:

@@ -84,7 +84,8 @@ def search_beam(model: Seq2Seq, source: Tensor, source_ext: Tensor, length: int,
         weights = tf.gather(decoded.attention, flat) * live[:, None, None]
         attention = tf.where(here[:, :, None], weights, tf.gather(attention, flat))
         if model.settings.pointer:
-            share = tf.gather(tf.sigmoid(-decoded.gate), flat) * live[:, None]
+            from_source = tf.cast(tf.reshape(column, [-1]) >= size, tf.float32)  # others hold no word of the source
+            share = tf.gather(tf.sigmoid(-decoded.gate), flat) * (live * from_source)[:, None]
             copied = tf.where(here, share, tf.gather(copied, flat))
         words = tf.gather(words, flat) + tf.cast(live, tf.int32)
         state = State(*(tf.gather(part, flat) for part in state))

@@ -74,7 +74,8 @@ def search_greedy(model: Seq2Seq, source: Tensor, source_ext: Tensor, length: in
         ids = tf.where(here, chosen[:, None], ids)
         attention = tf.where(here[:, :, None], decoded.attention * live[:, :, None], attention)
         if pointer:
-            copied = tf.where(here, tf.sigmoid(-decoded.gate) * live, copied)
+            from_source = tf.cast(column >= size, tf.float32)[:, None]  # other columns hold no word of the source
+            copied = tf.where(here, tf.sigmoid(-decoded.gate) * live * from_source, copied)
         known = tf.where(chosen < size, chosen, UNK)
         return step + 1, known, done | (chosen == EOS), state, ids, score, attention, copied
 

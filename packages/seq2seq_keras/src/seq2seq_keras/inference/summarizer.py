@@ -97,7 +97,10 @@ class Summarizer:
             raise UserError("this is not the configuration of a model", home / "config.json")
         settings = from_dict(Settings, held["settings"], home / "config.json")
         vocabulary = Vocabulary.load(home / "vocabulary.txt")
-        model = Seq2Seq(len(vocabulary), settings.model, bool(held["covering"]))
+        try:
+            model = Seq2Seq(len(vocabulary), settings.model, bool(held["covering"]))
+        except ValueError as error:
+            raise UserError(str(error), home / "config.json") from None
         load_variables(named_weights(model), home / "model.safetensors")
         return cls(model, vocabulary, settings)
 
@@ -116,10 +119,13 @@ class Summarizer:
             config: how to search; the model's own by default.
 
         Raises:
-            UserError: for a text without words, or a ``max_length`` beyond what is possible.
+            UserError: for a text without words, or a search that cannot be: see ``length`` and ``search``.
+            TypeError: for anything else than text.
         """
         if isinstance(text, str):
             return self.summarize([text], config)[0]
+        if not isinstance(text, (list, tuple)) or not all(isinstance(one, str) for one in text):
+            raise TypeError(f"text is a string or a list of strings, not {type(text).__name__}")
         sources = [self.encode(one, f"text {number}") for number, one in enumerate(text)]
         # Like lengths together: less padding to read. The order of the answers is that of the texts.
         order = sorted(range(len(sources)), key=lambda i: len(sources[i].ids))
@@ -142,15 +148,29 @@ class Summarizer:
         return source
 
     def length(self, config: DecodeConfig) -> int:
-        """T: words at most and the end."""
-        return (config.max_length or self.settings.data.max_target - 2) + 1
+        """T: words at most and the end.
+
+        Raises:
+            UserError: if fewer words are possible than ``min_length`` asks for.
+        """
+        most = config.max_length or self.settings.data.max_target - 2
+        if config.min_length > most:
+            fix = f"Ask for a min_length of at most {most}, or for a larger max_length"
+            raise UserError(f"a summary of {config.min_length} words is not possible", "decode.min_length", fix)
+        return most + 1
 
     def search(self, source: Ids, source_ext: Ids, config: DecodeConfig | None = None) -> Found:
         """Search in the compiled loop: (B, S) ids and extended ids → ids, scores and attention.
 
         Each configuration is compiled once.
+
+        Raises:
+            UserError: for more hypotheses than there are words.
         """
         config = config or self.settings.decode
+        if config.beam > len(self.vocabulary):
+            fix = f"Take at most {len(self.vocabulary)}"
+            raise UserError(f"a beam of {config.beam} is wider than the vocabulary", "decode.beam", fix)
         if config not in self._compiled:
             self._compiled[config] = compile_search(self.model, self.length(config), config)
         return Found(*self._compiled[config](source, source_ext))

@@ -60,5 +60,7 @@ def load_variables(variables: Mapping[str, Any], path: Path) -> None:
         if arrays[name].shape != tuple(variable.shape):
             found = f"{arrays[name].shape}, not {tuple(variable.shape)}"
             raise UserError(f"the weight {name} has the shape {found}", path, "The file is of another model")
+        if arrays[name].dtype.kind == "f" and not np.isfinite(arrays[name]).all():
+            raise UserError(f"the weight {name} holds a number that is none", path, "Train the model again")
     for name, variable in variables.items():
         variable.assign(arrays[name])

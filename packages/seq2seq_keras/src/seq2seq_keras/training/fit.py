@@ -218,6 +218,7 @@ def _epoch(
     """The rest of one epoch, its validation, and what follows from it."""
     rows = batch_rows(train, config.batch_size, config.seed, progress.epoch)
     started, examples, saved, told = time.monotonic(), 0, time.monotonic(), time.monotonic()
+    first, counted = started, 0  # when the first step had ended, which compiles, and what it had read
     since_start = progress.epoch - progress.phase_start
     trainer.optimizer.learning_rate = config.learning_rate / (1 + config.decay * since_start)
     for batch in dataset(train, rows[progress.batch :], shard=trainer.shard):
@@ -228,8 +229,10 @@ def _epoch(
         if not math.isfinite(progress.loss):
             raise RunFailed("the loss is not a number", "train", "Lower train.learning_rate or set train.clip=2")
         now = time.monotonic()
-        if now - told > 20:
-            told, rate = now, examples / (now - started)
+        if not counted:
+            first, counted = now, examples
+        elif now - told > 20:
+            told, rate = now, (examples - counted) / (now - first)
             mean = progress.loss / progress.tokens
             where = f"epoch {progress.epoch + 1}, batch {progress.batch}/{len(rows)}"
             log(f"{where}: loss {mean:.3f}, {rate:.0f} examples/s, {_left(progress, config, len(rows), rate)}")
