@@ -1,6 +1,7 @@
 """The API through its test client: whole answers, streamed ones, limits, cancelling, who is let in."""
 
 import importlib.util
+import json
 import socket
 import threading
 
@@ -252,11 +253,18 @@ def test_the_page_and_what_is_known(client):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
 NAMES = st.sampled_from([*ASK, "budget", "expand", "exclude", "history", "compression", "retrieve", "id", "x"])
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_are_none(client, number):
+    body = json.dumps(ASK | {"budget": {"fraction": "?"}}).replace('"?"', number)
+    reply = client.post("/answer", content=body, headers={"content-type": "application/json"})
+    assert reply.status_code == 422 and "fraction" in reply.json()["error"]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
