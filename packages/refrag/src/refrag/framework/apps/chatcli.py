@@ -75,7 +75,8 @@ class Chat:
             passage = by_id[citation.doc]
             text = " ".join(passage.doc.text[citation.start : citation.end].split())
             at = passage.start + citation.start
-            self.sources.append(f"[{citation.doc}] {passage.source}, character {at}: {text}".translate(CONTROLS))
+            told = f"[{citation.doc}] {passage.source}, character {at}: {text}".translate(CONTROLS)
+            self.sources += [told] if told not in self.sources else []
         self.history = [*messages, {"role": "assistant", "content": answer.text}]
         for source in self.sources:
             self._say(f"  {source}")
