@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -39,8 +40,24 @@ class Session:
     loaded: list[str]
 
 
-def call(target: str, name: str, lines: list[list[str]], cwd: Path, timeout: float = 250, **env: str) -> Session:
-    """Run the entry point ``module:function`` of command ``name`` once for each line of arguments, in one process."""
+def call(
+    target: str,
+    name: str,
+    lines: list[list[str]],
+    cwd: Path,
+    timeout: float = 250,
+    file_bytes: int | None = None,
+    **env: str,
+) -> Session:
+    """Run the entry point ``module:function`` of command ``name`` once for each line of arguments, in one process.
+
+    ``file_bytes`` is the largest file that the process may write: a disk that is full.
+    """
+
+    def limited() -> None:
+        if file_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+
     asked = json.dumps({"target": target, "name": name, "lines": lines})
     done = subprocess.run(
         [sys.executable, __file__],
@@ -49,6 +66,7 @@ def call(target: str, name: str, lines: list[list[str]], cwd: Path, timeout: flo
         text=True,
         timeout=timeout,
         cwd=cwd,
+        preexec_fn=limited,
         env={**os.environ, "COLUMNS": "200", **env},
     )
     assert done.returncode == 0, done.stderr[-3000:]
