@@ -181,18 +181,19 @@ def test_rates_take_turns_and_whole_contexts_are_tokens():
     assert all(isinstance(piece, tuple) for p in turns.batch(1, 0, 1) for piece in p.pieces)
 
 
-def test_bfloat16_learns_the_same():
+def test_bfloat16_is_nearly_the_same_and_learns():
     tokenizer = make_tokenizer()
     batches = ReconstructionBatches(LONG, tokenizer, 2, 100, 2, 0)
-    ends = []
+    firsts = []
     for bf16 in (False, True):
         losses = []
-        settings = LoopSettings(steps=30, batch_size=2, learning_rate=1e-2, bf16=bf16)
+        settings = LoopSettings(steps=20, batch_size=2, learning_rate=1e-2, bf16=bf16)
         objective = ContinuationObjective(fresh("ped"), tokenizer)
         run_steps(objective, batches, settings, log=lambda step, found, kept=losses: kept.append(found["loss"]))
         assert all(parameter.dtype == torch.float32 for parameter in objective.parameters())
-        ends.append(sum(losses[-5:]) / 5)
-    assert ends[1] == pytest.approx(ends[0], rel=0.1)
+        assert sum(losses[-5:]) < sum(losses[:5])
+        firsts.append(losses[0])
+    assert firsts[0] != firsts[1] == pytest.approx(firsts[0], rel=0.05)
 
 
 def test_the_next_paragraph_follows_its_context():

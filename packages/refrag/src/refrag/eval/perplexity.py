@@ -42,10 +42,13 @@ class Perplexity:
     def gap_closed(self, way: str = "compressed") -> float:
         """Share of what the whole context gains that a way of giving it keeps: 1 as good as full, 0 as none.
 
+        Where the whole context gains nothing, there is no share, and it is 0.
+
         Source: the paper, footnote 2.
         """
         value: float = getattr(self, way)
-        return (self.none - value) / (self.none - self.full)
+        gap = self.none - self.full
+        return (self.none - value) / gap if gap else 0.0
 
 
 def contexts(
@@ -123,9 +126,8 @@ def measure_perplexity(
         finally:
             objective.model.decoder = own
     means = {way: float(nats.sum() / counts.sum()) for way, nats in sums.items()}
-    closed = (means["none"] - means["compressed"]) / (means["none"] - means["full"])
-    # A ratio of two sums over windows: its error is that of the residual, over the windows' mean gap.
-    residual = (sums["none"] - sums["compressed"]) - closed * (sums["none"] - sums["full"])
-    gap = float((sums["none"] - sums["full"]).sum())
-    spread = float(residual.norm()) / abs(gap) if gap else 0.0
+    # A ratio of two sums over windows: its error is that of the residual, over the windows' whole gap.
+    gained, gap = sums["none"] - sums["compressed"], sums["none"] - sums["full"]
+    whole = float(gap.sum())
+    spread = float((gained - float(gained.sum()) / whole * gap).norm()) / abs(whole) if whole else 0.0
     return Perplexity(**means, tokens=int(counts.sum()), windows=len(found), spread=spread)
