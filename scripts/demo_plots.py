@@ -11,20 +11,18 @@ def _short(words: str, most: int = 34) -> str:
 
 
 def reasons(answer: dict[str, Any], path: Path) -> Path:
-    """A reader's ranking: each place's score as the sum of what every read article gives to it."""
+    """A reader's ranking: what every read article gives to each place's score; it may be below zero."""
     items = answer["items"][::-1]
     read = list(dict.fromkeys(r["title"] for item in items for r in item["reasons"]))
     figure, (axis,) = new_figure(width=8.4, height=3.6)
+    high = 0.8 / len(read)
     for number, title in enumerate(read):
         parts = [sum(r["contribution"] for r in item["reasons"] if r["title"] == title) for item in items]
-        before = [sum(r["contribution"] for r in item["reasons"] if read.index(r["title"]) < number) for item in items]
-        axis.barh(range(len(items)), parts, left=before, height=0.62, color=COLOURS[number], label=_short(title, 48))
-    for row, item in enumerate(items):
-        axis.annotate(f" {item['score']:.2f}", (item["score"], row), va="center", fontsize=9)
-    axis.set_yticks(range(len(items)), [_short(item["title"]) for item in items], fontsize=9)
-    axis.set_xlabel("score, as the sum over the articles that were read")
-    axis.set_ylim(-0.5, len(items) - 0.5)
-    axis.margins(x=0.12)
+        places = [row + 0.4 - high * (number + 0.5) for row in range(len(items))]
+        axis.barh(places, parts, height=0.9 * high, color=COLOURS[number % len(COLOURS)], label=_short(title, 48))
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(items)), [f"{_short(i['title'])}  {i['score']:.2f}" for i in items], fontsize=9)
+    axis.set_xlabel("what each article that was read gives to the score; the score is their sum")
     axis.grid(axis="y", visible=False)
     figure.legend(loc="outside upper left", fontsize=9, frameon=False, title="because of")
     return save_png(figure, path)
