@@ -314,7 +314,7 @@ def main() -> int:
     if "--check" in sys.argv[1:]:
         held = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
         if held != made:
-            print("docs/scale.md differs from the result files. Run: make pages")
+            print("docs/scale.md differs from the result files. Run: make tables")
         return int(held != made)
     PAGE.write_text(made, encoding="utf-8")
     print(f"wrote {PAGE.relative_to(ROOT)}")
