@@ -125,7 +125,7 @@ def _measured(folder: str, numbers: Sequence[int]) -> Row:
 
 
 def _give_back() -> None:
-    """Return freed memory to the system, or what is used again would not count (glibc; elsewhere there is no such call)."""
+    """Return freed memory to the system, or what is used again would not count; glibc only."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def bench_step(
     return [*rows, {**ratio, "ok": slow / fast >= _TARGET}]
 
 
-def write_results(folder: Path, rows: list[dict[str, Any]], command: str, seed: int) -> None:
+def write_results(folder: Path, rows: Sequence[dict[str, Any]], command: str, seed: int) -> None:
     """Write ``alignment_step.json``, the table of the README."""
     about = "one text; BERT 2 x 256 and Llama 8 x 512, random weights; one thread, CPU time, interleaved, medians"
     shown = [{"name": row["name"], "metrics": {k: v for k, v in row.items() if k != "name"}} for row in rows]
