@@ -548,32 +548,23 @@ def bench(
         if not all(row.get("ok", True) for row in told):
             raise RunFailed("the server did not do what is demanded", "refrag bench serve")
         return
-    if what == "step":
-        from refrag.bench import training
+    if what != "align":
+        from refrag.bench import memory, training, ttft
 
-        steps = training.bench_step(repeats=repeats, seed=seed, log=out.log)
+        columns: tuple[str, ...] | None = None
+        options, write = f"--context {context} --repeats {repeats}", ttft.write_results
+        if what == "step":
+            measured = training.bench_step(repeats=repeats, seed=seed, log=out.log)
+            columns, options = ("name", "value", "unit", "loss", "target", "ok"), f"--repeats {repeats}"
+            write = training.write_results
+        elif what == "memory":
+            measured = memory.bench_memory(context=context, repeats=repeats, seed=seed, log=out.log)
+            write = memory.write_results
+        else:
+            measured = ttft.bench_ttft(context=context, repeats=repeats, seed=seed, log=out.log)
         if output_dir is not None:
-            training.write_results(output_dir, steps, f"refrag bench step --repeats {repeats}", seed)
-        out.result({"results": steps}, table(steps, ("name", "value", "unit", "loss", "target", "ok")))
-        return
-    if what == "memory":
-        from refrag.bench import memory
-
-        grown = memory.bench_memory(context=context, repeats=repeats, seed=seed, log=out.log)
-        if output_dir is not None:
-            memory.write_results(
-                output_dir, grown, f"refrag bench memory --context {context} --repeats {repeats}", seed
-            )
-        out.result({"results": grown}, table(grown))
-        return
-    if what == "ttft":
-        from refrag.bench.ttft import bench_ttft
-        from refrag.bench.ttft import write_results as write
-
-        measured = bench_ttft(context=context, repeats=repeats, seed=seed, log=out.log)
-        if output_dir is not None:
-            write(output_dir, measured, f"refrag bench ttft --context {context} --repeats {repeats}", seed)
-        out.result({"results": measured}, table(measured))
+            write(output_dir, measured, f"refrag bench {what} {options}", seed)
+        out.result({"results": measured}, table(measured, columns))
         return
     if data_dir is None:
         raise UserError("no data", "--data-dir", "Give a folder with tokenizers/ and wikitext2/valid.txt")
