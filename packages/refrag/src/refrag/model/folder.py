@@ -116,6 +116,20 @@ def save_model(model: RefragModel, folder: Path) -> None:
     write_json(folder / _FILE, {"format": FORMAT, "config": to_dict(model.config)})
 
 
+def read_model_config(folder: Path) -> RefragConfig:
+    """What ``save_model`` wrote of a model's settings, without its weights.
+
+    Raises:
+        UserError: if there is no model in the folder, or one of a later format.
+    """
+    if not (folder / _FILE).is_file():
+        raise UserError(f"there is no model here ({_FILE} is missing)", folder, "Give a run folder or a saved model")
+    held = read_json(folder / _FILE)
+    if not isinstance(held, dict) or held.get("format") != FORMAT:
+        raise UserError("a format that is unknown", folder / _FILE, "Update the package")
+    return from_dict(RefragConfig, held.get("config", {}), folder / _FILE)
+
+
 def load_model(folder: Path) -> RefragModel:
     """Read what ``save_model`` wrote, in evaluation mode.
 
@@ -127,12 +141,7 @@ def load_model(folder: Path) -> RefragModel:
 
     from refrag.model.modeling_refrag import RefragModel
 
-    if not (folder / _FILE).is_file():
-        raise UserError(f"there is no model here ({_FILE} is missing)", folder, "Give a run folder or a saved model")
-    held = read_json(folder / _FILE)
-    if not isinstance(held, dict) or held.get("format") != FORMAT:
-        raise UserError("a format that is unknown", folder / _FILE, "Update the package")
-    config = from_dict(RefragConfig, held["config"], folder / _FILE)
+    config = read_model_config(folder)
     try:
         encoder = load_encoder(folder / "encoder", config.pooling == "pooler")
         model = RefragModel(config, encoder, load_decoder(folder / "decoder"))

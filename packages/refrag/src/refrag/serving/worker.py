@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from latentlab_shared.errors import RunFailed, UserError
 from refrag.inference.generator import RefragGenerator, greedy
 from refrag.model.documents import Doc, Message
+from refrag.model.folder import read_model_config
 from refrag.model.gate import Budget
 from refrag.model.window import Window
 
@@ -82,10 +83,12 @@ class ProcessWorker:
         cache: a folder for chunk vectors.
 
     Raises:
+        UserError: if there is no model in the folder.
         RunFailed: if it cannot load the model.
     """
 
     def __init__(self, model: Path, cache: Path) -> None:
+        read_model_config(model)  # here, where a mistake is the user's and not a worker's
         self.model, self.cache, self.restarts = model, cache, 0
         self._number = 0
         self._start()

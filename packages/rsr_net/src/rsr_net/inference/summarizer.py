@@ -283,6 +283,8 @@ class Summarizer:
             if not known:
                 what = f"is not a model of format {FORMAT}"
                 raise UserError(what, home / "config.json", "Train it with this version")
+            if not isinstance(about["config"], dict):
+                raise TypeError("its configuration is no mapping")
             config = RsrConfig.from_dict(about["config"])
             named, faithful = about["encoder"], float(about["faithful"])
             if not -1 <= faithful <= 1:
