@@ -183,7 +183,7 @@ class Database:
             except Unavailable as error:
                 if time.monotonic() + wait > end:
                     raise
-                _log.warning("database away, trying again", extra={"reason": error.fix})
+                _log.info("database away, trying again", extra={"reason": error.fix})
                 time.sleep(wait)
                 wait = min(1.0, wait * 2)
 
