@@ -89,6 +89,7 @@ def test_the_page_in_chromium(chromium, generator, faults):
         page.fill("#paste-name", EVIL)
         page.fill("#paste-text", EVIL)
         page.click("#paste button.main")
+        page.locator(".doc").nth(3).wait_for()  # a dialog tells of its end a little later
         assert page.locator(".doc").count() == 4 and EVIL in page.locator(".doc").last.inner_text()
 
         # Both sides, their numbers and ratios.
