@@ -5,11 +5,13 @@ Each system is a few commands that a user could type. Glue only: what the comman
 
 import html
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -238,26 +240,47 @@ SYSTEMS = {
     "nrms": _nrms,
     "refrag": _refrag,
 }
+LONGEST = ("refrag", "clara_absa", "seq2seq_keras", "nrms", "rsr_net")  # the longest begin
 
 
-def run_system(system: System, out: Output) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def run_system(
+    system: System, out: Output, advance: Callable[[float], None], threads: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Run a system's commands; their results by label, and a row for each with its seconds."""
     results: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
+    environment = {"OMP_NUM_THREADS": str(threads)} | dict(os.environ)
     for step in system.steps:
         shown = " ".join(step.command)
-        out.log(f"  {shown}")
         began = time.perf_counter()
-        with out.progress(f"  {step.label}"):
-            done = subprocess.run(
-                [str(BIN / step.command[0]), *step.command[1:], "--json"], capture_output=True, text=True
-            )
+        command = [str(BIN / step.command[0]), *step.command[1:], "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             raise RunFailed(done.stderr.strip() or "it printed nothing", shown)
         results[step.label] = json.loads(done.stdout)
         rows.append({"command": shown, "seconds": round(time.perf_counter() - began, 1)})
-        out.log(f"    done in {rows[-1]['seconds']:.0f} s")
+        out.log(f"{rows[-1]['seconds']:4.0f} s  {shown}")
+        advance(1)
     return results, rows
+
+
+def run_systems(systems: list[System], out: Output) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Run systems side by side, as many at a time as there are cores; what ``run_system`` returns, by name."""
+    cores = os.cpu_count() or 1
+    lanes = min(cores, len(systems))
+    with (
+        out.progress("commands", sum(len(system.steps) for system in systems)) as advance,
+        ThreadPoolExecutor(lanes) as pool,
+    ):
+        running = {
+            pool.submit(run_system, system, out, advance, max(1, cores // lanes)): system.name
+            for system in sorted(systems, key=lambda system: LONGEST.index(system.name))
+        }
+        try:
+            return {running[done]: done.result() for done in as_completed(running)}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -270,25 +293,30 @@ def main() -> None:
     out = Output()
     shutil.rmtree(OUT, ignore_errors=True)
     summary, sections, steps = [], [], []
-    for name, make in SYSTEMS.items():
-        system = make(OUT / name)
-        out.log(f"{name}: {system.title}")
-        results, rows = run_system(system, out)
+    systems = [make(OUT / name) for name, make in SYSTEMS.items()]
+    for system in systems:
+        out.log(f"{system.name}: {system.title}")
+    began = time.perf_counter()
+    found = run_systems(systems, out)
+    for system in systems:
+        results, rows = found[system.name]
         given, made = system.sample(results)
         plots = [*system.draw(results), *system.plots]
         steps += [{**row, "result": results[step.label]} for step, row in zip(system.steps, rows, strict=True)]
         seconds = sum(row["seconds"] for row in rows)
-        summary.append({"system": name, "seconds": round(seconds, 1), "result": system.figure(results)})
+        summary.append({"system": system.name, "seconds": round(seconds, 1), "result": system.figure(results)})
         sections.append(
             (
-                name,
+                system.name,
                 f"<p>{html.escape(system.title)}. {html.escape(system.figure(results))}.</p>"
                 + "".join(image(path, caption) for path, caption in plots)
                 + f"<p>In:</p><pre>{html.escape(given)}</pre><p>Out:</p><pre>{html.escape(made)}</pre>"
                 + html_table(_shown(rows)),
             )
         )
-    lead = f"Every system on its built-in sample. {today()}, {machine()}, commit {commit(Path(__file__)) or 'none'}."
+    minutes = f"{(time.perf_counter() - began) / 60:.1f} minutes in all"
+    made_at = f"{today()}, {machine()}, commit {commit(Path(__file__)) or 'none'}"
+    lead = f"Every system on its built-in sample, {minutes}. {made_at}."
     page = write_page(
         OUT / "index.html", "Latent Text Lab", lead, [("Summary", html_table(_shown(summary))), *sections]
     )

@@ -310,6 +310,8 @@ def refrag_readers() -> dict[str, Reader]:
     """Questions with documents, and tagged prompts."""
     from refrag.data.questions import read_questions
     from refrag.model.documents import parse_segments
+    from refrag.serving.library import read_sources
+    from refrag.training.alignments import read_texts
 
     docs = [{"id": "1", "title": "The mill", "text": "It was built in 1880."}]
     row = {"question": "When?", "docs": docs, "answer": "1880 [1].", "value": "1880"}
@@ -325,6 +327,12 @@ def refrag_readers() -> dict[str, Reader]:
         "refrag-questions": Reader("q.jsonl", jsonl(row), lambda f: all_of(read_questions(f / "q.jsonl"))),
         "refrag-questions.gz": Reader(
             "q.jsonl.gz", jsonl(row), lambda f: all_of(read_questions(f / "q.jsonl.gz")), packed=True
+        ),
+        "refrag-texts.gz": Reader(
+            "t.jsonl.gz", jsonl({"text": "It was built."}), lambda f: all_of(read_texts(f / "t.jsonl.gz")), packed=True
+        ),
+        "refrag-library": Reader(
+            "d.jsonl", jsonl({"id": "1", "text": "It was built."}), lambda f: all_of(read_sources(f / "d.jsonl"))
         ),
         "refrag-prompt": Reader("p.txt", prompt, segments),
     }

@@ -59,6 +59,10 @@ def uses(python: Path, member: Member, cwd: Path) -> None:
     """Import every module with only the package's own dependencies, and run its command."""
     sh(str(python), "-m", "pip", "check", cwd=cwd)
     sh(str(python), "-c", IMPORT_ALL, member.module, cwd=cwd)
+    answers(python, member, cwd)
+
+
+def answers(python: Path, member: Member, cwd: Path) -> None:
     for name in member.scripts:
         assert name in sh(str(python.parent / name), "--version", cwd=cwd).stdout
 
@@ -85,19 +89,30 @@ def test_make_fetches_uv_where_it_is_missing(clone: Path, tmp_path: Path) -> Non
     assert (fresh / ".uv" / "bin" / "uv").exists() and (fresh / ".venv" / "bin" / "rsr-net").exists()
 
 
+def pip(python: Path, *words: str, cwd: Path) -> None:
+    sh(str(python), "-m", "pip", "install", "-q", "--no-compile", *words, cwd=cwd)
+
+
+def uv_pip(python: Path, *words: str, cwd: Path) -> None:
+    sh("uv", "pip", "install", "-q", "-p", str(python), *words, cwd=cwd)
+
+
 @pytest.mark.parametrize("member", PACKAGES, ids=[m.name for m in PACKAGES])
-def test_pip_install_alone(member: Member, clone: Path, constraint: Path, tmp_path: Path) -> None:
+def test_install_alone(member: Member, clone: Path, constraint: Path, tmp_path: Path) -> None:
     python = clean_environment(tmp_path / "env")
     source = f"./packages/{member.folder.name}"
-    sh(str(python), "-m", "pip", "install", "-q", "--no-compile", "-c", str(constraint), source, cwd=clone)
+    uv_pip(python, "-c", str(constraint), source, cwd=clone)
     uses(python, member, tmp_path)
+    # And with pip, which unpacks torch for a minute where uv links it: so the large ones stay.
+    sh(str(python), "-m", "pip", "uninstall", "-q", "-y", member.name, "latentlab-shared", cwd=clone)
+    pip(python, "-c", str(constraint), source, cwd=clone)
+    answers(python, member, tmp_path)
 
 
 def test_pip_install_from_git(clone: Path, constraint: Path, tmp_path: Path) -> None:
     member = PACKAGES[0]  # the packages are built alike; one shows the way
     python = clean_environment(tmp_path / "env")
-    source = f"git+file://{clone}#subdirectory=packages/{member.folder.name}"
-    sh(str(python), "-m", "pip", "install", "-q", "--no-compile", "-c", str(constraint), source, cwd=tmp_path)
+    pip(python, "-c", str(constraint), f"git+file://{clone}#subdirectory=packages/{member.folder.name}", cwd=tmp_path)
     uses(python, member, tmp_path)
 
 
@@ -113,14 +128,14 @@ def test_wheels_name_no_folder_and_install(clone: Path, constraint: Path, tmp_pa
     python = clean_environment(tmp_path / "env")
     names = [member.name for member in PACKAGES]
     links = ["--find-links", str(tmp_path / "dist")]
-    sh(str(python), "-m", "pip", "install", "-q", "--no-compile", "-c", str(constraint), *links, *names, cwd=tmp_path)
+    uv_pip(python, "-c", str(constraint), *links, *names, cwd=tmp_path)
     for member in PACKAGES:
         uses(python, member, tmp_path)
 
 
 def test_an_installed_package_does_its_job_without_the_checkout(clone: Path, constraint: Path, tmp_path: Path) -> None:
     python = clean_environment(tmp_path / "env")
-    sh("uv", "pip", "install", "-q", "-p", str(python), "-c", str(constraint), "./packages/rsr_net", cwd=clone)
+    uv_pip(python, "-c", str(constraint), "./packages/rsr_net", cwd=clone)
     command = str(python.parent / "rsr-net")
     sh(command, "train", "--json", "--set", "train.epochs=2", cwd=tmp_path)
     (tmp_path / "a.txt").write_text("The river rose by two metres. Schools were closed. Nobody was hurt. It went on.")

@@ -412,6 +412,7 @@ def serve(
     retriever: Annotated[str, typer.Option("--retriever", help="bm25 or dense.")] = "bm25",
     encoder: Annotated[str, typer.Option("--encoder", help="Of dense retrieval.")] = "minilm",
     workers: Annotated[int, typer.Option("--workers", min=1, max=64, help="Processes, each with the model.")] = 1,
+    backend: Annotated[str, typer.Option("--backend", help="What runs the decoder: torch or vllm.")] = "torch",
     token_env: Annotated[
         str | None, typer.Option("--token-env", help="Name of the variable that holds a bearer token.", metavar="NAME")
     ] = None,
@@ -442,6 +443,7 @@ def serve(
         host,
         port,
         workers=workers,
+        backend=backend,
         library=library,
         cache=cache_dir and cache_dir / "chunks",
         token=token,

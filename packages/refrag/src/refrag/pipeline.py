@@ -14,11 +14,12 @@ from latentlab_shared.errors import UserError
 from latentlab_shared.files import sha256_file
 from latentlab_shared.runs import RunFolder, model_card
 from refrag.data.questions import QuestionExample, read_questions
-from refrag.eval.answers import SELECTIONS, evaluate_answers, ways
+from refrag.eval.answers import SELECTIONS, Way, evaluate_answers, ways
 from refrag.eval.perplexity import measure_perplexity
 from refrag.eval.reconstruction import measure_reconstruction
 from refrag.inference.generator import RefragGenerator
 from refrag.model.folder import load_decoder
+from refrag.model.gate import Budget
 from refrag.sample.facts import generate, generate_groups
 from refrag.sample.tiny import assemble, make_tiny
 from refrag.training.alignment import AlignmentBatches, AlignmentObjective, AlignmentWeights
@@ -36,6 +37,7 @@ from refrag.training.questions import QuestionBatches, expansion_gains, prepare,
 
 RUNS = Path("runs/refrag")
 MODEL = "model"  # of a run folder
+_HELD_OUT = 50  # questions that a run is tried on at its end
 _JOINED = 4  # questions whose documents make one text
 
 Log = Callable[[str], None]
@@ -210,9 +212,12 @@ def _train(
     if settings.stage == "questions":
         log("the gate")
         results["gate"] = _fit_gate(settings, generator, corpus.groups)
+    if settings.stage == "questions" and settings.data == "sample":
+        log(f"{_HELD_OUT} held-out questions")
+        results["validation"] = _validate(generator, settings.loop.seed + 1)
     generator.save_pretrained(folder / MODEL)
     run.write_results(results)
-    run.write_card(_card(settings, run))
+    run.write_card(_card(settings, results, run))
     return results
 
 
@@ -430,8 +435,26 @@ def _fit_gate(
     return {"first": losses[0], "last": losses[-1]}
 
 
-def _card(settings: RunSettings, run: RunFolder) -> str:
-    data = "the generated facts" if settings.data == "sample" else f"`{Path(settings.data).name}`"
+def _validate(generator: RefragGenerator, seed: int) -> dict[str, Any]:
+    """Answers to generated questions of another seed, a quarter of the chunks expanded by the gate."""
+    (row,) = evaluate_answers(generator, generate(_HELD_OUT, seed), [Way("gate", Budget(fraction=0.25), "gate")])
+    return {name: row[name] for name in ("value", "cited_right", "gold_cited", "positions")}
+
+
+def _card(settings: RunSettings, results: dict[str, Any], run: RunFolder) -> str:
+    data = "Generated facts" if settings.data == "sample" else f"`{Path(settings.data).name}`"
     use = f'```python\nfrom refrag import RefragGenerator\n\nRefragGenerator.from_pretrained("{MODEL}")\n```'
-    sections = {"Use": use, "Training": f"Stage {settings.stage}, on {data}."}
+    found = results.get("validation")
+    if found:
+        told = (
+            f"{_HELD_OUT} questions that training has not seen, a quarter of the chunks expanded: right value "
+            f"in {found['value']:.2f} of the answers, right document in {found['cited_right']:.2f} of the citations."
+        )
+    else:
+        told = f"Not measured while training; `refrag evaluate --model {run.path}` measures it."
+    limits = "It knows the kind of text it was trained on; what vectors hold of others has to be measured."
+    if settings.data == "sample":
+        limits = "It knows one kind of generated document and question: numbers of places. It shows the way, no more."
+    steps = f"stage {settings.stage}, {settings.loop.steps} steps of {settings.loop.batch_size} examples"
+    sections = {"Use": use, "Training data": f"{data}; {steps}.", "Validation": told, "Limits": limits}
     return model_card("Answers from compressed context", "A model of `refrag`.", sections, run)

@@ -68,7 +68,7 @@ def test_limit(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"text": "x"}\n{"body": "y"}\n', r"a\.jsonl:2: no JSON object with a text under 'text'"),
+        ("a.jsonl", b'{"text": "x"}\n{"body": "y"}\n', r"a\.jsonl:2: no text under 'text'"),
         ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1"),
         ("a.jsonl", b"nonsense\n", "a.jsonl:1"),
         ("a.txt", b"ok\n\xff\n", "not UTF-8"),

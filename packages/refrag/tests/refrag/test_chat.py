@@ -167,8 +167,8 @@ def test_sources_of_all_kinds(tmp_path):
     [
         ("a.txt", b"\xff", "not UTF-8 text"),
         ("a.jsonl", b'{"text": 1}', "a.jsonl:1: no document"),
-        ("a.jsonl", b'{"text": "x"}\n[]', "a.jsonl:2: no document"),
-        ("a.jsonl.gz", b"no gzip", "cannot be read"),
+        ("a.jsonl", b'{"text": "x"}\n[]', "a.jsonl:2: no JSON object"),
+        ("a.jsonl.gz", b"no gzip", "is damaged"),
         ("b.bin", b"x", "no documents here"),
     ],
 )

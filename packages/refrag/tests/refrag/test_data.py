@@ -30,7 +30,7 @@ def test_questions_come_back_as_they_were(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [("{", "no question"), ('{"question": "?"}', "'docs'"), ("[]", "no question")],
+    [("{", "not valid JSON"), ('{"question": "?"}', "'docs'"), ("[]", "no JSON object")],
 )
 def test_rows_that_are_no_questions_are_named(tmp_path, line, said):
     write_questions(tmp_path / "q.jsonl", generate(1, 0))

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from refrag.framework.batch import batch_request, job_definition, node_command, 
 from refrag.framework.launch import docker_command, elsewhere, inner_overrides, launch, torchrun_command
 from refrag.framework.overlay import make_overlay, unpack, upload
 from refrag.framework.results import keep
-from refrag.framework.run import MARKER, forget_marker, refuse_secrets
+from refrag.framework.run import forget_marker, refuse_secrets
+from refrag.model.hub import MARKER
 
 pytest.importorskip("hydra", reason="hydra-core is not installed (extra: launch)")
 CANARY = "hf_canary0123456789"
@@ -33,6 +36,10 @@ def test_commands_of_torchrun():
     sizes = composed("env=torchrun env.standalone=false env.nnodes=2 env.node_rank=1 env.master_addr=10.0.0.1")["env"]
     two = torchrun_command(sizes, [])
     assert two[3:11] == ["--nnodes", "2", "--node_rank", "1", "--master_addr", "10.0.0.1", "--master_port", "29500"]
+    met = torchrun_command({**sizes, "rdzv_backend": "c10d"}, [])
+    assert " ".join(met[3:11]) == "--nnodes 2 --rdzv_backend c10d --rdzv_endpoint 10.0.0.1:29500 --rdzv_id refrag"
+    with pytest.raises(UserError, match="no rendezvous"):
+        torchrun_command({**sizes, "rdzv_backend": "etcd"}, [])
 
 
 @pytest.mark.parametrize(
@@ -238,6 +245,40 @@ def test_the_stand_in_is_forgotten(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", CANARY)
     forget_marker()
     assert os.environ["HF_TOKEN"] == CANARY
+
+
+def test_the_token_goes_to_the_hub_and_the_stand_in_does_not(tmp_path):
+    """A hub of our own writes down what it is sent; in another process, because the hub's client reads once."""
+    seen: list[str | None] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            seen.append(self.headers.get("Authorization"))
+            self.send_error(404)
+
+        do_GET = do_HEAD
+
+        def log_message(self, *_):
+            pass
+
+    program = (
+        "import os\nfrom latentlab_shared.errors import NeedsNetwork\n"
+        "from refrag.model.folder import load_decoder\nfrom refrag.model.tokenizer.loading import load_tokenizer\n"
+        f"for token in ({CANARY!r}, {MARKER!r}):\n"
+        "    os.environ['HF_TOKEN'] = token\n"
+        "    for load in (load_tokenizer, load_decoder):\n"
+        "        try:\n            load('lab/no-such-model')\n"
+        "        except NeedsNetwork as error:\n            print(error)\n"
+    )
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        env = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path)}
+        env.pop("HF_HUB_OFFLINE", None)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env)
+        server.shutdown()
+    assert done.stdout.count("cannot be fetched") == 4, done.stdout + done.stderr
+    assert set(seen) == {f"Bearer {CANARY}", None}
+    assert CANARY not in done.stdout + done.stderr
 
 
 @pytest.mark.slow

@@ -3,20 +3,25 @@
 import importlib.util
 import json
 import socket
+import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from refrag_models import make_model, make_tokenizer
 from refrag_server import events, serving
 
-from latentlab_shared.errors import UserError
+from latentlab_shared.errors import NeedsExtra, UserError
 from refrag.inference.generator import RefragGenerator, greedy
 from refrag.model.documents import Doc
+from refrag.model.folder import load_decoder
 from refrag.model.gate import Budget
-from refrag.serving.app import MAX_BODY_BYTES, Access, create_app
+from refrag.model.tokenizer.loading import load_tokenizer
+from refrag.serving.app import MAX_BODY_BYTES, Access, create_app, serve
 from refrag.serving.library import Library
 from refrag.serving.schemas import MAX_CHARACTERS, MAX_DOCUMENTS
 from refrag.serving.vllm_worker import VllmWorker
@@ -175,8 +180,52 @@ def test_a_request_that_runs_and_one_that_waits_are_cancelled(generator):
 def test_vllm_is_asked_for_by_name(generator, tmp_path):
     if importlib.util.find_spec("vllm") is not None:
         pytest.skip("vllm is installed")
-    with pytest.raises(UserError, match="vllm is not installed. Install it beside this package"):
+    with pytest.raises(NeedsExtra, match=r"vllm is not installed. Install it: pip install .latentlab-refrag\[vllm\]"):
         VllmWorker(generator, tmp_path)
+    with pytest.raises(UserError, match="no backend"):
+        serve(tmp_path, backend="onnx")
+    with pytest.raises(UserError, match="one process"):
+        serve(tmp_path, backend="vllm", workers=2)
+
+
+class Engine:
+    """Stands in for vLLM's, which needs a GPU: the same decoder from the same folder, by transformers."""
+
+    def __init__(self, model, enable_prompt_embeds, enable_prefix_caching):
+        assert enable_prompt_embeds and not enable_prefix_caching
+        self.decoder, self.tokenizer = load_decoder(model).eval(), load_tokenizer(model)
+
+    def generate(self, prompt, sampling):
+        rows = prompt["prompt_embeds"][None]
+        found = self.decoder.generate(
+            inputs_embeds=rows, max_new_tokens=sampling.max_tokens, do_sample=False, pad_token_id=0
+        )[0]
+        ids = found.tolist()
+        reply = SimpleNamespace(text=self.tokenizer.decode(ids, skip_special_tokens=True), token_ids=ids)
+        return [SimpleNamespace(outputs=[reply])]
+
+
+def test_a_worker_gives_vllm_the_embeddings_of_its_prompt(generator, tmp_path, monkeypatch):
+    sampling = lambda **given: SimpleNamespace(**given)  # noqa: E731
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Engine, SamplingParams=sampling))
+    generator.save_pretrained(tmp_path / "model")
+    worker, told = VllmWorker(generator, tmp_path / "model" / "decoder"), []
+    job = {"question": "How?", "history": [], "docs": [d | {"title": None} for d in DOCS], "budget": {"fraction": 0.2}}
+    job |= {"expand": [], "exclude": [], "compression": None, "max_new_tokens": 6, "sides": ["refrag", "full"]}
+    found = worker.run(job, lambda name, data: told.append((name, data)), lambda: False)
+    assert worker.about()["backend"] == "vllm"
+    docs = [Doc(d["id"], d["text"], None) for d in DOCS]
+    for side, share in (("refrag", 0.2), ("full", 1.0)):
+        window = generator.window("How?", docs, budget=Budget(fraction=share))
+        with torch.no_grad():
+            plain = generator.model.decoder.generate(
+                inputs_embeds=window.embeddings[None], max_new_tokens=6, do_sample=False, pad_token_id=0
+            )[0]
+        text = generator.tokenizer.decoder_tokenizer.decode(plain.tolist(), skip_special_tokens=True)
+        assert found[side]["text"] == text.lstrip()
+        plans = [data for name, data in told if name == "plan" and data["side"] == side]
+        assert [plan["positions"] for plan in plans] == [len(window.embeddings)]
+        assert {c["doc"] for c in found[side]["citations"]} <= {doc.id for doc in docs}
 
 
 def test_a_cancelled_answer_ends_within_a_token(generator):

@@ -18,6 +18,7 @@ from typing import Any
 
 from latentlab_shared.errors import UserError
 from latentlab_shared.files import atomic_path, read_json, sha256_file, write_json
+from refrag.data.lines import read_rows
 from refrag.data.questions import QuestionExample, write_questions
 from refrag.model.documents import Doc
 
@@ -107,19 +108,15 @@ def _articles(path: Path) -> list[tuple[str, str]]:
 def _nq_rows(path: Path) -> list[dict[str, Any]]:
     """Question, answers, and the passage that answers, of each row that has one with an answer in its text."""
     rows = []
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-                gold = next((c for c in row["ctxs"] if c["isgold"]), None)
-                if gold is None:
-                    continue
-                span = _span(gold["text"], row["answers"])
-            except (ValueError, KeyError, TypeError):
-                raise UserError("no question with answers and passages", f"{path}:{number}") from None
-            if span is not None:
+    for where, row in read_rows(path):
+        try:
+            gold = next((c for c in row["ctxs"] if c["isgold"]), None)
+            span = None if gold is None else _span(gold["text"], row["answers"])
+            if gold is not None and span is not None:
                 kept = {"question": row["question"], "answers": row["answers"], "span": span}
                 rows.append({**kept, "title": gold["title"], "text": gold["text"]})
+        except (KeyError, TypeError, AttributeError):
+            raise UserError("no question with answers and passages", where) from None
     return rows
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from latentlab_shared.errors import UserError
 from latentlab_shared.files import atomic_path
+from refrag.data.lines import read_rows
 from refrag.model.documents import Doc
 
 
@@ -70,19 +71,17 @@ def read_questions(path: Path, limit: int | None = None) -> Iterator[QuestionExa
     """Read what ``write_questions`` wrote.
 
     Raises:
-        UserError: if there is no such file, or a row is no question; it names the line.
+        UserError: if there is no such file, it is damaged, or a row is no question; it names the line.
     """
-    if not path.is_file():
-        raise UserError("there is no such file", path, "Give a .jsonl file of questions, plain or .gz")
-    opened: Any = gzip.open if path.name.endswith(".gz") else open
-    with opened(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if limit is not None and number > limit:
-                return
-            try:
-                row = json.loads(line)
-                docs = tuple(Doc(str(d["id"]), d["text"], d.get("title")) for d in row["docs"])
-                fields = {name: row[name] for name in ("question", "answer", "value", "gold", "start", "end")}
-                yield QuestionExample(docs=docs, also=tuple(row.get("also", ())), **fields)
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"no question ({' '.join(str(error).split())[:100]})", f"{path}:{number}") from None
+    for number, (where, row) in enumerate(read_rows(path)):
+        if limit is not None and number >= limit:
+            return
+        try:
+            docs = tuple(Doc(str(d["id"]), d["text"], d.get("title")) for d in row["docs"])
+            fields = {name: row[name] for name in ("question", "answer", "value", "gold", "start", "end")}
+            texts = [fields[name] for name in ("question", "answer", "value", "gold")] + [doc.text for doc in docs]
+            if not all(isinstance(text, str) for text in [*texts, *row.get("also", ())]):
+                raise TypeError("a text that is none")
+            yield QuestionExample(docs=docs, also=tuple(row.get("also", ())), **fields)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"no question ({' '.join(str(error).split())[:100]})", where) from None

@@ -81,8 +81,15 @@ def torchrun_command(sizes: Mapping[str, Any], overrides: Sequence[str]) -> list
     """The command of ``torchrun``, on one machine or several."""
     where = ["--standalone"]
     if not sizes.get("standalone", True):
-        where = ["--nnodes", str(sizes["nnodes"]), "--node_rank", str(sizes["node_rank"])]
-        where += ["--master_addr", str(sizes["master_addr"]), "--master_port", str(sizes["master_port"])]
+        where = ["--nnodes", str(sizes["nnodes"])]
+        if sizes["rdzv_backend"] == "c10d":  # the nodes agree on their ranks
+            meeting = f"{sizes['master_addr']}:{sizes['master_port']}"
+            where += ["--rdzv_backend", "c10d", "--rdzv_endpoint", meeting, "--rdzv_id", str(sizes["rdzv_id"])]
+        elif sizes["rdzv_backend"] == "static":
+            where += ["--node_rank", str(sizes["node_rank"])]
+            where += ["--master_addr", str(sizes["master_addr"]), "--master_port", str(sizes["master_port"])]
+        else:
+            raise UserError(f"{sizes['rdzv_backend']!r} is no rendezvous", "env.rdzv_backend", "Use static or c10d")
     count = str(sizes["nproc_per_node"])
     return [sys.executable, "-m", "torch.distributed.run", *where, "--nproc_per_node", count, *ENTRY, *overrides]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from latentlab_shared.cli import guarded
 from latentlab_shared.errors import NeedsExtra, UserError
+from refrag.model.hub import MARKER
 
-MARKER = "hf_fake_token_use_env"  # the seed's stand-in for a token: it is never sent anywhere
 QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none")  # Hydra writes no files
 _SECRET = re.compile(r"[+~]*(?:[\w.]*[._])?(?:token|secret|password|api_?key)=.", re.IGNORECASE)
 _NEXT_NODE = re.compile(r"\+*env\.node_rank=['\"]?[1-9]")

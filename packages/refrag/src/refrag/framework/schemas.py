@@ -22,7 +22,11 @@ class LocalEnv:
 
 @dataclass
 class TorchrunEnv:
-    """Processes of one machine or of several, which meet at ``master_addr:master_port``."""
+    """Processes of one machine or of several, which meet at ``master_addr:master_port``.
+
+    With ``rdzv_backend`` "static" each node is told its rank; with "c10d" they agree on ranks, and ``node_rank`` only
+    says who keeps the files of the run: 0 for one node, anything else for the others.
+    """
 
     name: str = "torchrun"
     nproc_per_node: int = 2
@@ -30,6 +34,8 @@ class TorchrunEnv:
     node_rank: int = 0
     master_addr: str = "127.0.0.1"
     master_port: int = 29500
+    rdzv_backend: str = "static"
+    rdzv_id: str = "refrag"
     standalone: bool = True
     dry_run: bool = False
 

@@ -18,6 +18,7 @@ from latentlab_shared.config import from_dict, to_dict
 from latentlab_shared.errors import NeedsNetwork, UserError
 from latentlab_shared.files import atomic_path, disk_errors, read_json, write_json, write_text
 from refrag.model.config_refrag import RefragConfig
+from refrag.model.hub import hub_token
 from refrag.model.tokenizer.loading import llama2c_files, packaged
 
 if TYPE_CHECKING:
@@ -79,7 +80,9 @@ def _loaded(kind: Any, name: str | Path, options: Mapping[str, bool] = MappingPr
     if not folder.is_dir() and (isinstance(name, Path) or str(name).startswith((".", "/", "~"))):
         raise UserError("there is no such folder", name, "Give a folder with a model, or a hub name")
     try:
-        return kind.from_pretrained(folder if folder.is_dir() else str(name), trust_remote_code=False, **options)
+        if folder.is_dir():
+            return kind.from_pretrained(folder, trust_remote_code=False, **options)
+        return kind.from_pretrained(str(name), trust_remote_code=False, token=hub_token(), **options)
     except (OSError, ValueError) as error:
         line = " ".join(str(error).split())[:160]
         if folder.is_dir():

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from latentlab_shared.api import add_errors, error, limit_bodies, page
 from latentlab_shared.errors import UserError
 from latentlab_shared.serving import serve_app
+from refrag.inference.generator import RefragGenerator
 from refrag.sample.facts import generate
 from refrag.serving.desk import FAILED, Desk, Full
 from refrag.serving.library import Found, Library
@@ -319,6 +320,7 @@ def serve(
     port: int = 7860,
     *,
     workers: int = 1,
+    backend: str = "torch",
     library: Library | None = None,
     cache: Path | None = None,
     token: str | None = None,
@@ -332,6 +334,7 @@ def serve(
         host: address to listen on.
         port: 0 takes a free one.
         workers: processes, each with the model.
+        backend: "torch", or "vllm", which runs the decoder in this process.
         library: see ``create_app``.
         cache: a folder that keeps chunk vectors; by default they are kept as long as the server runs.
         token: see ``Access``.
@@ -339,14 +342,27 @@ def serve(
         log: told the address when the server is ready.
 
     Raises:
-        UserError: if the port is taken or the address is not this machine's.
+        UserError: if the port is taken, the address is not this machine's, or the backend is unknown.
+        NeedsExtra: if vLLM is not installed.
         RunFailed: if a worker cannot load the model.
     """
     hosts = _LOOPBACK if host in _LOOPBACK else ()
     with tempfile.TemporaryDirectory(prefix="refrag-") as temporary:
-        pool = [ProcessWorker(model, cache or Path(temporary)) for _ in range(workers)]
+        pool = _workers(model, backend, workers, cache or Path(temporary))
         try:
             serve_app(create_app(pool, library, Access(token, tuple(origins), hosts)), host, port, log)
         finally:
             for worker in pool:
                 worker.close()
+
+
+def _workers(model: Path, backend: str, count: int, cache: Path) -> Sequence[Worker]:
+    if backend == "torch":
+        return [ProcessWorker(model, cache) for _ in range(count)]
+    if backend != "vllm":
+        raise UserError(f"{backend!r} is no backend", "backend", "Use torch or vllm")
+    if count > 1:
+        raise UserError("vLLM answers in one process", "workers", "Leave it at 1; vLLM batches by itself")
+    from refrag.serving.vllm_worker import VllmWorker
+
+    return [VllmWorker(RefragGenerator.from_pretrained(model, cache=cache), model / "decoder")]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentlab_shared.errors import UserError
+from refrag.data.lines import read_rows
 from refrag.model.documents import Doc
 
 Retriever = Literal["bm25", "dense"]
@@ -199,26 +198,16 @@ def read_sources(path: Path) -> Iterator[tuple[str, str | None, str]]:
 
 
 def _read(path: Path, name: str) -> Iterator[tuple[str, str | None, str]]:
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 text (byte {error.start})", path) from None
-    except (OSError, EOFError) as error:
-        raise UserError(f"cannot be read ({getattr(error, 'strerror', None) or error})", path) from None
     if not path.name.endswith(_ROWS):
-        yield text, path.stem, name
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
         try:
-            row = json.loads(line)
-            title = row.get("title") or row.get("id")
-            found = row["text"], None if title is None else str(title), f"{name}:{number}"
-            if not isinstance(found[0], str):
-                raise TypeError("text is no string")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            message = " ".join(str(error).split())[:80]
-            raise UserError(f"no document ({message})", f"{path}:{number}", 'A row is {"text": …}') from None
-        yield found
+            yield path.read_text(encoding="utf-8-sig"), path.stem, name
+        except UnicodeDecodeError as error:
+            raise UserError(f"not UTF-8 text (byte {error.start})", path) from None
+        except OSError as error:
+            raise UserError(f"cannot be read ({error.strerror or error})", path) from None
+        return
+    for where, row in read_rows(path):
+        title = row.get("title") or row.get("id")
+        if not isinstance(row.get("text"), str):
+            raise UserError("no document", where, 'A row is {"text": …}')
+        yield row["text"], None if title is None else str(title), f"{name}:{where.rpartition(':')[2]}"

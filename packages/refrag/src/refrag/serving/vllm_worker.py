@@ -1,4 +1,4 @@
-"""A worker whose decoder runs in vLLM. Not run: vLLM was not at hand where the rest was tested.
+"""A worker whose decoder runs in vLLM. The engine itself was not run: its wheels need a GPU. The tests stand in for it.
 
 Prompts are sent as embeddings only: what the decoder reads as tokens is looked up here, too. A prompt that mixes ids
 and embeddings is told apart by a mask, which prefix caching may leave out of its keys. ``enable_prompt_embeds`` is for
@@ -13,12 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from latentlab_shared.errors import UserError
+from latentlab_shared.errors import NeedsExtra
 from refrag.inference.citations import find_citations
 from refrag.inference.generator import RefragGenerator
 from refrag.model.documents import Doc, Message
 from refrag.model.gate import Budget
-from refrag.serving.worker import Job, Tell, describe, kv_bytes
+from refrag.serving.worker import Job, Tell, describe, job_scores, kv_bytes
 
 
 class VllmWorker:
@@ -30,17 +30,17 @@ class VllmWorker:
 
     Args:
         generator: the model; its decoder is used for its embeddings only.
-        decoder: the folder of the decoder, as ``refrag export --format hf`` writes it.
+        decoder: the folder of the decoder, ``decoder/`` of a saved model.
 
     Raises:
-        UserError: if vLLM is not installed.
+        NeedsExtra: if vLLM is not installed.
     """
 
     def __init__(self, generator: RefragGenerator, decoder: Path) -> None:
         try:
             from vllm import LLM, SamplingParams
         except ImportError:
-            raise UserError("vllm is not installed", fix="Install it beside this package: pip install vllm") from None
+            raise NeedsExtra("vllm", "vllm", "latentlab-refrag") from None
         self.generator, self.restarts = generator, 0
         self._engine = LLM(model=str(decoder), enable_prompt_embeds=True, enable_prefix_caching=False)
         self._sampling = SamplingParams
@@ -57,13 +57,15 @@ class VllmWorker:
         for side in job["sides"]:
             if stopped():
                 break
-            budget = Budget(fraction=1.0) if side == "full" else Budget(**job["budget"])
+            full = side == "full"
+            budget = Budget(fraction=1.0) if full else Budget(**job["budget"])
+            scores = None if full else job_scores(self.generator, messages, docs, job)
             began = time.perf_counter()
-            window = self.generator.window(messages, docs, budget=budget, compression=job["compression"])
+            window = self.generator.window(messages, docs, budget=budget, scores=scores, compression=job["compression"])
             per, size = kv_bytes(self.generator), len(window.embeddings)
             slots = [asdict(slot) for slot in window.slots]
             plan = {"side": side, "positions": size, "full_positions": window.full_length, "kv_bytes_per_position": per}
-            tell("plan", plan | ({"slots": slots} if side == "refrag" else {}))
+            tell("plan", plan | ({} if full else {"slots": slots}))
             wanted = self._sampling(temperature=0.0, max_tokens=job["max_new_tokens"])
             (reply,) = self._engine.generate({"prompt_embeds": window.embeddings}, wanted)
             text = reply.outputs[0].text.lstrip()

@@ -265,7 +265,7 @@ def _run_side(
 ) -> dict[str, Any]:
     full = side == "full"
     budget = Budget(fraction=1.0) if full else Budget(**job["budget"])
-    scores = None if full else _scores(generator, messages, docs, job)
+    scores = None if full else job_scores(generator, messages, docs, job)
     began = time.perf_counter()
     first: list[float] = []
 
@@ -314,7 +314,7 @@ def _run_side(
     return {"text": answer.text, "citations": citations, "slots": slots, "metrics": metrics}
 
 
-def _scores(generator: RefragGenerator, messages: list[Message], docs: list[Doc], job: Job) -> list[float] | None:
+def job_scores(generator: RefragGenerator, messages: list[Message], docs: list[Doc], job: Job) -> list[float] | None:
     """The gate's scores with the chunks that were pinned or excluded moved to its ends; None if none were."""
     pinned, excluded = ({(c["doc"], c["chunk"]) for c in job[name]} for name in ("expand", "exclude"))
     if not pinned and not excluded:

@@ -6,8 +6,6 @@ at all, so a killed run goes on with the parts that are missing, on any number o
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from latentlab_shared.errors import UserError
 from latentlab_shared.files import atomic_path, read_json, sha256_file, write_json
 from latentlab_shared.precompute import rank_and_world
+from refrag.data.lines import read_lines, read_rows
 from refrag.model.tokenizer.alignment import align
 from refrag.model.tokenizer.loading import tokenizer_identity
 from refrag.model.tokenizer.spans import Unit
@@ -46,28 +45,16 @@ def read_texts(path: Path, field: str = "text") -> Iterator[str]:
     """Texts of a file: one per line of ``.txt``, or ``field`` of the rows of ``.jsonl``; either may end in ``.gz``.
 
     Raises:
-        UserError: if there is no such file, or a row has no such text; it names the line.
+        UserError: if there is no such file, it is damaged, or a row has no such text; it names the line.
     """
-    if not path.is_file():
-        raise UserError("there is no such file", path, "Give a .txt or .jsonl file, plain or .gz")
     kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1]
-    if kind not in ("txt", "jsonl"):
+    if path.is_file() and kind not in ("txt", "jsonl"):
         raise UserError(f".{kind} is not read", path, "Give .txt (a text per line) or .jsonl")
-    with (gzip.open if path.name.endswith(".gz") else open)(path, "rt", encoding="utf-8") as lines:
-        try:
-            for number, line in enumerate(lines, start=1):
-                if kind == "txt":
-                    yield line.rstrip("\n")
-                    continue
-                try:
-                    text = json.loads(line)[field]
-                except (ValueError, KeyError, TypeError):
-                    text = None
-                if not isinstance(text, str):
-                    raise UserError(f"no JSON object with a text under {field!r}", f"{path}:{number}")
-                yield text
-        except UnicodeDecodeError as error:
-            raise UserError(f"not UTF-8 text (byte {error.start})", path) from None
+    found = ((where, row.get(field)) for where, row in read_rows(path)) if kind == "jsonl" else read_lines(path)
+    for where, text in found:
+        if not isinstance(text, str):
+            raise UserError(f"no text under {field!r}", where)
+        yield text
 
 
 def precompute_alignments(

@@ -10,6 +10,7 @@ from typing import Any, cast
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from latentlab_shared.errors import NeedsNetwork, UserError
+from refrag.model.hub import hub_token
 
 
 def packaged(name: str | Path) -> str | Path:
@@ -54,7 +55,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         if folder.exists() or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
             raise UserError("there is no such tokenizer folder", name, "Give a folder, or a hub name such as gpt2")
         try:
-            return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False, token=hub_token())
         except (OSError, ValueError) as error:
             raise NeedsNetwork("the tokenizer cannot be fetched", name, "Give a folder with tokenizer.json") from error
     if (files := llama2c_files(folder)) is not None:
