@@ -141,7 +141,7 @@ def _seq2seq_keras(folder: Path) -> System:
         return " ".join(made["source"]), f"{made['text']}\n\nin capitals what was copied: {marked}"
 
     plots = folder / "plots"
-    short = ["--limit", "2000", "--set", "train.epochs=3"]
+    short = ["--limit", "4000", "--set", "train.epochs=5"]
     return System(
         "seq2seq_keras",
         "a few sentences → one, written by an LSTM that can copy",
