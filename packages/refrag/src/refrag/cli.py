@@ -552,7 +552,9 @@ def bench(
         return
     if what != "align":
         from refrag.bench import memory, training, ttft
+        from refrag.bench.random_models import Sizes
 
+        sizes = Sizes(context=context, seed=seed)
         columns: tuple[str, ...] | None = None
         options, write = f"--context {context} --repeats {repeats}", ttft.write_results
         if what == "step":
@@ -560,10 +562,10 @@ def bench(
             columns, options = ("name", "value", "unit", "loss", "target", "ok"), f"--repeats {repeats}"
             write = training.write_results
         elif what == "memory":
-            measured = memory.bench_memory(context=context, repeats=repeats, seed=seed, log=out.log)
+            measured = memory.bench_memory(sizes, repeats=repeats, log=out.log)
             write = memory.write_results
         else:
-            measured = ttft.bench_ttft(context=context, repeats=repeats, seed=seed, log=out.log)
+            measured = ttft.bench_ttft(sizes, repeats=repeats, log=out.log)
         if output_dir is not None:
             write(output_dir, measured, f"refrag bench {what} {options}", seed)
         out.result({"results": measured}, table(measured, columns))

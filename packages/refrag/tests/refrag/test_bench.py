@@ -9,12 +9,15 @@ from test_cli import refrag
 
 from refrag.bench.align import bench_align
 from refrag.bench.memory import bench_memory
+from refrag.bench.random_models import Sizes
 from refrag.bench.training import bench_step
 from refrag.bench.ttft import bench_ttft
 
+SMALL = {"width": 16, "layers": 1, "encoder_width": 32, "encoder_layers": 1}
+
 
 def test_ttft_counts_positions_and_bytes():
-    rows = bench_ttft(context=512, width=16, layers=1, encoder_width=32, encoder_layers=1, rates=(8, 16), repeats=1)
+    rows = bench_ttft(Sizes(context=512, **SMALL), rates=(8, 16), repeats=1)
     named = {row["name"]: row for row in rows}
     full = named["full"]
     # 512 tokens in documents, some blanks at their ends left out; the rest is what stands around them.
@@ -34,8 +37,7 @@ def test_ttft_counts_positions_and_bytes():
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
 def test_memory_is_that_of_processes():
-    small = {"width": 16, "layers": 1, "encoder_width": 32, "encoder_layers": 1}
-    full, row = bench_memory(context=2048, rates=(16,), repeats=1, **small)
+    full, row = bench_memory(Sizes(context=2048, **SMALL), rates=(16,), repeats=1)
     assert full["positions"] > 10 * row["positions"] > 0 and full["ratio"] == 1
     assert full["peak_MB"] > row["peak_MB"] >= 0 and full["peak_MB"] > full["kv_MB"]
     assert row["kv_ratio"] == pytest.approx(full["positions"] / row["positions"], rel=1e-9)

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 from latentlab_shared.errors import RunFailed, UserError
 from latentlab_shared.provenance import write_table
+from refrag.bench.random_models import QUESTION, Sizes, documents, random_models
 
 Log = Callable[[str], None]
 Row = dict[str, Any]
@@ -26,28 +28,18 @@ _FULL = 1  # the k that stands for all tokens
 
 
 def bench_memory(
+    sizes: Sizes = Sizes(),  # noqa: B008  (frozen)
     *,
-    context: int = 4096,
-    width: int = 512,
-    layers: int = 8,
-    encoder_width: int = 256,
-    encoder_layers: int = 4,
     rates: Sequence[int] = (8, 16, 32),
     repeats: int = 3,
-    seed: int = 0,
     log: Log = lambda line: None,
 ) -> list[Row]:
     """Measure; the least of some repeats, since other things can only add.
 
     Args:
-        context: decoder tokens of all documents.
-        width: of the decoder.
-        layers: of the decoder.
-        encoder_width: of the encoder.
-        encoder_layers: of the encoder.
+        sizes: of the models and the documents.
         rates: k.
         repeats: processes for each way.
-        seed: of the weights and the text.
         log: told what is going on.
 
     Raises:
@@ -56,13 +48,12 @@ def bench_memory(
     """
     if not _RESET.exists():
         raise UserError("peak memory is measured on Linux only", "refrag bench memory")
-    sizes = [context, width, layers, encoder_width, encoder_layers, seed]
     grown: dict[int, list[Row]] = {k: [] for k in (_FULL, *rates)}
     with tempfile.TemporaryDirectory() as folder:
         for round_ in range(repeats):
             for k in grown:
                 log(f"round {round_ + 1} of {repeats}: {_name(k)}")
-                grown[k].append(_child([*sizes, k], folder))
+                grown[k].append(_child([*astuple(sizes), k], folder))
     best = {k: min(found, key=lambda one: float(one["peak_MB"])) for k, found in grown.items()}
     full = best[_FULL]
     return [
@@ -97,14 +88,14 @@ def _measured(folder: str, numbers: Sequence[int]) -> Row:
     """In the child: load, warm up, reset the mark, read, and say how far it rose."""
     import torch
 
-    from refrag.bench.ttft import QUESTION, documents, models
     from refrag.inference.generator import RefragGenerator
     from refrag.model.gate import Budget
 
-    context, width, layers, encoder_width, encoder_layers, seed, k = numbers
+    *of, k = numbers
+    sizes = Sizes(*of)
     torch.set_num_threads(1)
-    model, tokenizer = models(context, width, layers, encoder_width, encoder_layers, seed)
-    docs = documents(tokenizer, context, seed)
+    model, tokenizer = random_models(sizes)
+    docs = documents(tokenizer, sizes.context, sizes.seed)
     budget = Budget(fraction=1.0 if k == _FULL else 0.0)
     rate = None if k == _FULL else k
     with torch.no_grad():

@@ -18,14 +18,12 @@ import torch
 from torch import Tensor
 
 from latentlab_shared.provenance import write_table
+from refrag.bench.random_models import QUESTION, Sizes, documents, random_models
 from refrag.inference.generator import RefragGenerator
-from refrag.model.config_refrag import RefragConfig
 from refrag.model.documents import Doc
 from refrag.model.gate import Budget
 from refrag.model.modeling_refrag import RefragModel
 from refrag.model.tokenization_refrag import RefragTokenizer
-from refrag.sample.facts import generate
-from refrag.sample.tiny import decoder_tokenizer
 
 Log = Callable[[str], None]
 Row = dict[str, Any]
@@ -34,36 +32,25 @@ TARGETS = {8: 11.0, 16: 22.0, 32: 36.0}  # cached, nothing expanded
 EXPANDED_TARGET, FRESH_TARGET = 9.0, 7.5  # k = 16: a tenth expanded; not cached
 _NEXT = 8  # tokens after the first, to time one by one
 _ANSWER = 64  # tokens of an answer, for the throughput
-QUESTION = "What is the mill count of Selford?"
 
 
 def bench_ttft(
+    sizes: Sizes = Sizes(),  # noqa: B008  (frozen)
     *,
-    context: int = 4096,
-    width: int = 512,
-    layers: int = 8,
-    encoder_width: int = 256,
-    encoder_layers: int = 4,
     rates: Sequence[int] = (8, 16, 32),
     repeats: int = 7,
-    seed: int = 0,
     log: Log = lambda line: None,
 ) -> list[Row]:
     """Measure, in CPU time of one thread, interleaved; medians.
 
     Args:
-        context: decoder tokens of all documents.
-        width: of the decoder.
-        layers: of the decoder.
-        encoder_width: of the encoder.
-        encoder_layers: of the encoder.
+        sizes: of the models and the documents.
         rates: k.
         repeats: rounds.
-        seed: of the weights and the text.
         log: told what is going on.
     """
-    model, tokenizer = models(context, width, layers, encoder_width, encoder_layers, seed)
-    docs = documents(tokenizer, context, seed)
+    model, tokenizer = random_models(sizes)
+    docs = documents(tokenizer, sizes.context, sizes.seed)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -78,47 +65,6 @@ def write_results(folder: Path, rows: Sequence[Row], command: str, seed: int) ->
     about = "random weights, Llama 8 x 512 (58 M) and BERT 4 x 256; one thread, CPU time, interleaved, medians"
     shown = [{"name": row["name"], "metrics": {k: v for k, v in row.items() if k != "name"}} for row in rows]
     write_table(folder / "ttft.json", shown, command=command, data=about, seeds=[seed])
-
-
-def models(
-    context: int, width: int, layers: int, encoder_width: int, encoder_layers: int, seed: int
-) -> tuple[RefragModel, RefragTokenizer]:
-    """The benchmark's encoder and decoder, with random weights, and one tokenizer for both."""
-    from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
-
-    words = decoder_tokenizer([doc.text for example in generate(300, seed) for doc in example.docs])
-    describe: Any = LlamaConfig  # typed without the options of every model
-    decoder = describe(
-        vocab_size=32_000,
-        hidden_size=width,
-        intermediate_size=-(-8 * width // 3 // 32) * 32,  # as Llama has it: 58 million parameters at 8 x 512
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, width // 64),
-        num_key_value_heads=max(1, width // 64),
-        max_position_embeddings=2 * context + 1024,
-        tie_word_embeddings=False,
-    )
-    describe = BertConfig
-    encoder = describe(
-        vocab_size=len(words),
-        hidden_size=encoder_width,
-        intermediate_size=4 * encoder_width,
-        num_hidden_layers=encoder_layers,
-        num_attention_heads=max(1, encoder_width // 32),
-        max_position_embeddings=128,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = RefragConfig("random", "random", pooling="mean", projector="mlp")
-        model = RefragModel(config, BertModel(encoder, add_pooling_layer=False), LlamaForCausalLM(decoder)).eval()
-    return model, RefragTokenizer(words, words)
-
-
-def documents(tokenizer: RefragTokenizer, context: int, seed: int, count: int = 1) -> list[Doc]:
-    """Documents of ``context`` tokens in all."""
-    text = " ".join(doc.text for example in generate(context // 16 + 8, seed) for doc in example.docs)
-    chunks = tokenizer.chunks(text, context // count)[:count]
-    return [Doc(str(n + 1), text[chunk.start : chunk.end].strip()) for n, chunk in enumerate(chunks)]
 
 
 def _measure(
