@@ -32,7 +32,7 @@ def client():
 
     ask.__annotations__["body"] = Ask  # the class is this module's
     app.post("/ask")(ask)
-    app.get("/")(lambda: page("<p>%%TEXT%%</p>", {"TEXT": "<b> & 'it'"}))
+    app.get("/")(lambda: page("<script>/* base.js */\n</script><p>%%TEXT%%</p>", {"TEXT": "<b> & 'it'"}))
     return TestClient(app, raise_server_exceptions=False)
 
 
@@ -68,7 +68,8 @@ def test_a_body_that_is_no_json_or_too_large(client):
 
 def test_a_page_escapes_and_runs_nothing_from_elsewhere(client):
     answer = client.get("/")
-    assert answer.text == "<p>&lt;b&gt; &amp; &#x27;it&#x27;</p>"
+    assert "const make" in answer.text and "base.js" not in answer.text
+    assert answer.text.partition("</script>")[2] == "<p>&lt;b&gt; &amp; &#x27;it&#x27;</p>"
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert client.post("/ask", json={"k": 5}).headers["retry-after"] == "1"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
+from importlib.resources import files
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -75,7 +76,10 @@ class _Limit:
 
 
 def page(html: str, texts: Mapping[str, str] | None = None) -> HTMLResponse:
-    """A page whose ``%%NAME%%`` are replaced by texts, escaped."""
+    """A page: ``/* base.css */`` and ``/* base.js */`` become what all pages have, ``%%NAME%%`` an escaped text."""
+    home = files("latentlab_shared") / "web"
+    for name in ("base.css", "base.js"):
+        html = html.replace(f"/* {name} */\n", home.joinpath(name).read_text(encoding="utf-8"))
     for name, text in (texts or {}).items():
         html = html.replace(f"%%{name}%%", escape(text))
     return HTMLResponse(html, headers={"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"})

@@ -1,12 +1,5 @@
 "use strict";
-const $ = (id) => document.getElementById(id);
-// Text of documents and answers is only ever put in as text, never as HTML.
-const make = (tag, text, cls) => {
-  const node = document.createElement(tag);
-  if (text !== undefined) node.textContent = text;
-  if (cls) node.className = cls;
-  return node;
-};
+/* base.js */
 // The JSON was escaped for the page, so it is read as text and unescaped once.
 const unescaped = (text) => new DOMParser().parseFromString(text, "text/html").documentElement.textContent;
 
