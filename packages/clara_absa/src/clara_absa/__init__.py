@@ -3,8 +3,9 @@
 The names below are imported when they are first used, so that ``clara-absa --help`` does not wait for torch.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from latentlab_shared.lazy import lazy_names
 
 if TYPE_CHECKING:
     from clara_absa.configs import Aspect, AspectSentimentResult, ClaraConfig, Example
@@ -40,13 +41,4 @@ __all__ = [
     "read_part",
 ]
 
-
-def __getattr__(name: str) -> object:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"clara_absa.{home}"), name)
-    raise AttributeError(f"module 'clara_absa' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

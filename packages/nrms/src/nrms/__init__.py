@@ -3,8 +3,9 @@
 The names below are imported when they are first used, so that ``nrms --help`` does not wait for torch.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from latentlab_shared.lazy import lazy_names
 
 if TYPE_CHECKING:
     from nrms.config import ModelConfig, NrmsConfig, TrainConfig
@@ -34,13 +35,4 @@ __all__ = [
     "TrainConfig",
 ]
 
-
-def __getattr__(name: str) -> object:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"nrms.{home}"), name)
-    raise AttributeError(f"module 'nrms' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

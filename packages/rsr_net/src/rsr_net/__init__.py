@@ -3,8 +3,9 @@
 The names below are imported when they are first used, so that ``rsr-net --help`` does not wait for torch.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from latentlab_shared.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rsr_net.config import ModelConfig, RsrConfig, TrainConfig
@@ -43,13 +44,4 @@ __all__ = [
     "train_refinement",
 ]
 
-
-def __getattr__(name: str) -> object:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"rsr_net.{home}"), name)
-    raise AttributeError(f"module 'rsr_net' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -4,8 +4,9 @@ The names below are imported when they are first used, so that ``seq2seq-keras -
 """
 
 import os
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from latentlab_shared.lazy import lazy_names
 
 # Set before Keras and TensorFlow are imported: the layers are written for this backend, and its notes are no errors.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -46,13 +47,4 @@ __all__ = [
     "read_examples",
 ]
 
-
-def __getattr__(name: str) -> object:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"seq2seq_keras.{home}"), name)
-    raise AttributeError(f"module 'seq2seq_keras' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
