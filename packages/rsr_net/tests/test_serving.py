@@ -255,11 +255,11 @@ def test_the_page_in_chromium(server, tmp_path):
 
 def test_a_taken_port_is_one_line(server, capfd, summarizer):
     from latentlab_shared.errors import UserError
-    from rsr_net.serving.app import serve
+    from latentlab_shared.serving import serve_app
 
     port = int(server[1].rpartition(":")[2])
     with pytest.raises(UserError, match="--port"):
-        serve(summarizer, port=port)
+        serve_app(create_app(summarizer), "127.0.0.1", port)
 
 
 def test_it_stops_on_sigterm_after_answering(server):

@@ -422,9 +422,10 @@ def serve(
 ) -> None:
     """Serve the API and its page until Ctrl-C."""
     from clara_absa.inference import AspectSentiment
-    from clara_absa.serving.app import serve
+    from clara_absa.serving.app import create_app
+    from latentlab_shared.serving import serve_app
 
-    serve(AspectSentiment.from_pretrained(model, device=device.value), host, port, log=out.log)
+    serve_app(create_app(AspectSentiment.from_pretrained(model, device=device.value)), host, port, out.log)
 
 
 @verb(app)

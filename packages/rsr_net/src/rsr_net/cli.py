@@ -285,11 +285,12 @@ def serve(
     device: Device = DeviceName.auto,
 ) -> None:
     """Serve the API and its page until Ctrl-C."""
+    from latentlab_shared.serving import serve_app
     from rsr_net.inference import Summarizer
-    from rsr_net.serving.app import serve
+    from rsr_net.serving.app import create_app
 
     out.log(f"loading {model}")
-    serve(Summarizer.from_pretrained(model, device=device.value), host, port, log=out.log)
+    serve_app(create_app(Summarizer.from_pretrained(model, device=device.value)), host, port, out.log)
 
 
 @verb(app)

@@ -464,16 +464,17 @@ def serve(
     """Serve the API and its page until Ctrl-C."""
     from dataclasses import replace
 
+    from latentlab_shared.serving import serve_app
     from seq2seq_keras.pipeline import decode_settings
 
     with _tensorflow(device):
         from seq2seq_keras.inference import Summarizer
-        from seq2seq_keras.serving.app import serve
+        from seq2seq_keras.serving.app import create_app
 
         summarizer = Summarizer.load(model)
         settings = summarizer.settings
         summarizer.settings = replace(settings, decode=decode_settings(settings, sets or ()))
-    serve(summarizer, host, port, log=out.log)
+    serve_app(create_app(summarizer), host, port, out.log)
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
@@ -15,7 +14,6 @@ from clara_absa.inference import AspectSentiment
 from clara_absa.sample.generator import demo
 from latentlab_shared.api import add_errors, limit_bodies, page
 from latentlab_shared.errors import UserError
-from latentlab_shared.serving import serve_app
 
 MAX_CHARACTERS = 4000  # of one text
 MAX_TEXTS = 64
@@ -115,20 +113,3 @@ def _asked(one: str | list[int]) -> str | tuple[int, int]:
     if len(one) != 2:
         raise UserError("a span is [start, end]", "aspects")
     return one[0], one[1]
-
-
-def serve(
-    answerer: AspectSentiment, host: str = "127.0.0.1", port: int = 8000, *, log: Callable[[str], None] = lambda _: None
-) -> None:
-    """Serve until Ctrl-C or SIGTERM; requests in hand are answered first.
-
-    Args:
-        answerer: the model.
-        host: address to listen on.
-        port: 0 takes a free one.
-        log: told the address when the server is ready.
-
-    Raises:
-        UserError: if the port is taken or the address is not this machine's.
-    """
-    serve_app(create_app(answerer), host, port, log)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
@@ -13,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from latentlab_shared.api import add_errors, error, limit_bodies, page
 from latentlab_shared.errors import UserError
-from latentlab_shared.serving import serve_app
 from rsr_net.data import Example
 from rsr_net.data.stories import make_example
 from rsr_net.inference import Summarizer
@@ -110,20 +108,3 @@ def _examples(request: SummarizeRequest) -> list[Example]:
     if sentences > MAX_SENTENCES:
         raise UserError(f"{sentences} sentences, more than {MAX_SENTENCES}", "body", "Summarize it in parts")
     return examples
-
-
-def serve(
-    summarizer: Summarizer, host: str = "127.0.0.1", port: int = 8000, *, log: Callable[[str], None] = lambda _: None
-) -> None:
-    """Serve until Ctrl-C or SIGTERM; requests in hand are answered first.
-
-    Args:
-        summarizer: the model.
-        host: address to listen on.
-        port: 0 takes a free one.
-        log: told the address when the server is ready.
-
-    Raises:
-        UserError: if the port is taken or the address is not this machine's.
-    """
-    serve_app(create_app(summarizer), host, port, log)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any
@@ -14,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from latentlab_shared.api import add_errors, limit_bodies, page
 from latentlab_shared.errors import UserError
-from latentlab_shared.serving import serve_app
 from seq2seq_keras.inference import Summarizer, Summary
 from seq2seq_keras.sample import demo
 
@@ -92,20 +90,3 @@ def create_app(summarizer: Summarizer) -> FastAPI:
 def _record(summary: Summary, attention: bool) -> dict[str, Any]:
     record = summary.to_dict()
     return {**record, "attention": summary.attention.round(4).tolist()} if attention else record
-
-
-def serve(
-    summarizer: Summarizer, host: str = "127.0.0.1", port: int = 8000, *, log: Callable[[str], None] = lambda _: None
-) -> None:
-    """Serve until Ctrl-C or SIGTERM; requests in hand are answered first.
-
-    Args:
-        summarizer: the model.
-        host: address to listen on.
-        port: 0 takes a free one.
-        log: told the address when the server is ready.
-
-    Raises:
-        UserError: if the port is taken or the address is not this machine's.
-    """
-    serve_app(create_app(summarizer), host, port, log)
