@@ -27,6 +27,7 @@ from latentlab_shared._lexical import (
     check_texts,
     unit_rows,
 )
+from latentlab_shared.devices import choose_device
 from latentlab_shared.embeddings import Fingerprint
 from latentlab_shared.errors import NeedsExtra, RunFailed, UserError
 
@@ -364,28 +365,11 @@ def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def _choose_device(device: str, int8: bool) -> str:
-    """Turn ``auto`` into a device, and refuse one that is not there."""
-    try:
-        import torch
-    except ImportError:
-        raise NeedsExtra("torch", "encoders") from None
-    if device == "auto":
-        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return "cpu" if int8 else found
-    try:
-        wanted = torch.device(device)
-    except RuntimeError:
-        raise UserError("no such device", f"device={device}", "Use auto, cpu, cuda or mps") from None
-    present = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available() and (wanted.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not present.get(wanted.type, False):
-        raise UserError("this machine has no such device", f"device={device}", "Use auto or cpu")
-    if int8 and wanted.type != "cpu":
+    """A device that is there; int8 runs on the CPU only."""
+    chosen = choose_device(device, ("cpu",) if int8 else ("cuda", "mps", "cpu"))
+    if int8 and chosen != "cpu":
         raise UserError("int8 runs on the CPU only", f"device={device}", "Use cpu, or leave int8 out")
-    return device
+    return chosen
 
 
 def _load_network(files: ModelFiles, device: str) -> tuple[torch.nn.Module, Any]:

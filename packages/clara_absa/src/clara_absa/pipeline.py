@@ -13,6 +13,7 @@ from clara_absa.configs.schema import Example
 from clara_absa.data_utils.splits import digest
 from clara_absa.training.settings import RunSettings, examples_of
 from latentlab_shared.config import from_dict, load_config
+from latentlab_shared.devices import choose_device
 from latentlab_shared.errors import UserError
 from latentlab_shared.files import write_text
 from latentlab_shared.runs import RunFolder, model_card
@@ -56,7 +57,7 @@ def train_run(
     valid = examples_of(settings.data, "val", settings.task, limit=few, seed=settings.seed)
     log(f"{len(train)} sentences to train on, {len(valid)} for validation, backbone {config.backbone}")
 
-    from clara_absa.inference.sentiment import AspectSentiment, choose_device
+    from clara_absa.inference.sentiment import AspectSentiment
     from clara_absa.logger import LocalLogger
     from clara_absa.training.build import build
     from clara_absa.training.fit import fit

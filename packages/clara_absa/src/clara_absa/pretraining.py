@@ -12,6 +12,7 @@ from clara_absa.configs.base_config import ClaraConfig, LoraSettings, MemoryConf
 from clara_absa.data_utils.splits import Kind
 from clara_absa.training.settings import examples_of
 from latentlab_shared.config import from_dict
+from latentlab_shared.devices import choose_device
 from latentlab_shared.errors import UserError
 from latentlab_shared.runs import RunFolder
 
@@ -65,7 +66,6 @@ def pretrain_run(
 
     from clara_absa.data_utils.batches import Batcher
     from clara_absa.data_utils.prompts import Prompter
-    from clara_absa.inference.sentiment import choose_device
     from clara_absa.model.clara import FastClaraModel
     from clara_absa.model.folder import quiet
     from clara_absa.sample.backbone import make_backbone, train_tokenizer

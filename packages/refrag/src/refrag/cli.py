@@ -9,6 +9,8 @@ import typer
 
 from latentlab_shared.cli import (
     ConfigFile,
+    Device,
+    DeviceName,
     Host,
     Limit,
     Output,
@@ -143,6 +145,8 @@ def train(
     overwrite: Overwrite = False,
     track: Track = None,
     seed: Seed = 0,
+    device: Device = DeviceName.auto,
+    limit: Limit = None,
 ) -> None:
     """Train one stage of a model into a run folder; with no options on the built-in questions, in two minutes."""
     if stage not in ("questions", "alignment", "reconstruction", "pretraining"):
@@ -159,6 +163,7 @@ def train(
         model=model,
         encoder=encoder,
         decoder=decoder,
+        limit=limit,
         loop=replace(QUICK if quick else LoopSettings(), seed=seed),
     )
     folder = resume or output_dir or RUNS / stage
@@ -172,6 +177,7 @@ def train(
             overrides=sets or (),
             resume=resume is not None,
             overwrite=overwrite or replaced,
+            device=device.value,
             track=track or (),
             log=out.log,
             advance=advance,
@@ -248,6 +254,7 @@ def evaluate(
     ] = None,
     limit: Limit = None,
     seed: Seed = 1,
+    device: Device = DeviceName.auto,
     output_dir: OutputDir = None,
     name: Annotated[str, typer.Option("--name", help="Of the file below --output-dir; the task's, if empty.")] = "",
 ) -> None:
@@ -270,17 +277,21 @@ def evaluate(
             selections=select or SELECTIONS,
             limit=limit,
             seed=seed,
+            device=device.value,
             log=out.debug,
         )
     else:
         rates = compression or [4, 8, 16, 32]
         if task == "reconstruction":
+            lengths = chunks or (1, 2, 4, 8)
             rows = evaluate_reconstruction(
-                model, data, rates=rates, lengths=chunks or (1, 2, 4, 8), limit=limit, seed=seed
+                model, data, rates=rates, lengths=lengths, limit=limit, seed=seed, device=device.value
             )
         else:
             sizes = {"context": context, "target": target}
-            rows = evaluate_run(model, data, rates=rates, limit=limit, seed=seed, decoder=decoder, **sizes)
+            rows = evaluate_run(
+                model, data, rates=rates, limit=limit, seed=seed, decoder=decoder, device=device.value, **sizes
+            )
     if output_dir is not None:
         from latentlab_shared.provenance import write_table
 
@@ -317,6 +328,7 @@ def demo(
     questions: Annotated[int, typer.Option("--questions", min=1, help="How many to ask.")] = 4,
     expand: Annotated[float, typer.Option("--expand", help="Share of the chunks shown as tokens.")] = 0.25,
     seed: Seed = 1,
+    device: Device = DeviceName.auto,
 ) -> None:
     """Ask the built-in model questions it has not seen, and show answers, citations and what was read how."""
     from refrag.inference.generator import RefragGenerator
@@ -328,8 +340,8 @@ def demo(
     if model is None and not (home / "results.json").exists():
         out.log("no model yet: training one on the built-in facts, in about two minutes")
         with out.progress("training", QUICK.steps) as advance:
-            train_run(home, RunSettings(loop=QUICK), overwrite=True, log=out.log, advance=advance)
-    generator = RefragGenerator.from_pretrained(model_folder(home))
+            train_run(home, RunSettings(loop=QUICK), overwrite=True, device=device.value, log=out.log, advance=advance)
+    generator = RefragGenerator.from_pretrained(model_folder(home), device=device.value)
     rows: list[dict[str, Any]] = []
     for example in generate(questions, seed):
         answer = generator.answer(example.question, example.docs, budget=Budget(fraction=expand))
@@ -378,6 +390,7 @@ def chat(
     expand: Annotated[float, typer.Option("--expand", help="Share of the chunks shown as tokens.")] = 0.25,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of an answer.")] = 64,
     cache_dir: CacheDir = None,
+    device: Device = DeviceName.auto,
 ) -> None:
     """Talk about documents in the terminal: every line is a question or a command (/docs, /k, /budget …)."""
     import sys
@@ -395,6 +408,7 @@ def chat(
         share=expand,
         new_tokens=max_new_tokens,
         cache=cache_dir,
+        device=device.value,
     )
     if out.json:
         out.result(spoken)
@@ -420,6 +434,7 @@ def serve(
         list[str] | None, typer.Option("--allow-origin", help="A page that may use the API; may be repeated.")
     ] = None,
     cache_dir: CacheDir = None,
+    device: Device = DeviceName.auto,
 ) -> None:
     """Serve the API and its page until Ctrl-C."""
     import os
@@ -444,6 +459,7 @@ def serve(
         port,
         workers=workers,
         backend=backend,
+        device=device.value,
         library=library,
         cache=cache_dir and cache_dir / "chunks",
         token=token,
@@ -481,6 +497,7 @@ def predict(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of the answer.")] = 64,
     cache_dir: CacheDir = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show what each chunk was for the decoder.")] = False,
+    device: Device = DeviceName.auto,
 ) -> None:
     """Answer a question from documents, with citations."""
     from dataclasses import asdict
@@ -492,7 +509,7 @@ def predict(
 
     docs = [Doc(path.stem, _read(path)) for path in documents]
     budget = Budget(fraction=expand)
-    generator = RefragGenerator.from_pretrained(model_folder(model), cache=cache_dir)
+    generator = RefragGenerator.from_pretrained(model_folder(model), cache=cache_dir, device=device.value)
     answer = generator.answer(question, docs, budget=budget, compression=compression, generation=greedy(max_new_tokens))
     texts = {doc.id: doc.text for doc in docs}
     shown: list[Any] = [answer.text.translate(CONTROLS)]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from latentlab_shared.config import from_dict, load_config
+from latentlab_shared.devices import choose_device
 from latentlab_shared.errors import UserError
 from latentlab_shared.files import sha256_file
 from latentlab_shared.runs import RunFolder, model_card
@@ -61,6 +61,7 @@ class RunSettings:
         decoder_training: "full", "lora" (adapters, merged at the end), or "auto": full for a decoder made here, which
             knows nothing yet, and for that of a saved model; lora for any other.
         lora_rank: of the adapters.
+        limit: texts or questions to train on, at most; of the sample, sets of documents.
         examples: of the sample: sets of documents.
         questions: of each of them.
         gate_examples: questions from which the gate learns.
@@ -87,6 +88,7 @@ class RunSettings:
     training_model: str = "ped"
     decoder_training: Literal["auto", "lora", "full"] = "auto"
     lora_rank: int = 16
+    limit: int | None = None
     examples: int = 1000
     questions: int = 3
     gate_examples: int = 64
@@ -129,24 +131,26 @@ def train_run(
     overrides: Iterable[str] = (),
     resume: bool = False,
     overwrite: bool = False,
+    device: str = "auto",
     track: Sequence[str] = (),
     log: Log = lambda line: None,
     advance: Callable[[float], None] = lambda steps: None,
 ) -> dict[str, Any]:
     """Train a model into a run folder; with ``resume`` the run's own settings are read.
 
-    Under a launcher every process trains its share, and only the first one writes. ``track`` names where losses go
+    Under a launcher every process trains its share, and only the first one writes. ``device`` is "auto" or a kind of
+    device, of which each process takes its own. ``track`` names where losses go
     besides ``metrics.jsonl``: "tensorboard", "wandb".
 
     Returns:
         The folder of the model, the first losses and the last.
 
     Raises:
-        UserError: for wrong settings or data; nothing is written.
+        UserError: for wrong settings or data, or a device that is not here; nothing is written.
     """
     from accelerate import PartialState
 
-    process = PartialState(cpu=not torch.cuda.is_available())
+    process = PartialState(cpu=choose_device(device) == "cpu")
     main = process.is_main_process
     if resume:
         settings = from_dict(RunSettings, RunFolder.read(folder).config, folder / "config.json")
@@ -157,7 +161,9 @@ def train_run(
     corpus = _corpus(settings)
     run = None
     if main:
-        generator = RefragGenerator.from_pretrained(folder / MODEL) if resume else _generator(settings, corpus)
+        generator = (
+            RefragGenerator.from_pretrained(folder / MODEL, device="cpu") if resume else _generator(settings, corpus)
+        )
         hashes = {} if settings.data == "sample" else {"data": sha256_file(Path(settings.data))}
         run = (
             RunFolder.resume(folder, track=track)
@@ -172,9 +178,9 @@ def train_run(
             generator.save_pretrained(folder / MODEL)
     process.wait_for_everyone()
     # From the folder: a tokenizer trained anew, in another process or on resuming, may differ in its ties.
-    generator = RefragGenerator.from_pretrained(folder / MODEL)
+    generator = RefragGenerator.from_pretrained(folder / MODEL, device="cpu")
     try:
-        return _train(settings, folder, generator, corpus, run, resume, log, advance)
+        return _train(settings, folder, generator, corpus, run, resume, device, log, advance)
     finally:
         if run is not None:
             run.close()
@@ -187,6 +193,7 @@ def _train(
     corpus: _Corpus,
     run: RunFolder | None,
     resume: bool,
+    device: str,
     log: Log,
     advance: Callable[[float], None],
 ) -> dict[str, Any]:
@@ -199,13 +206,13 @@ def _train(
             run.log(number, **found)
 
     log(f"{settings.stage}: {settings.loop.steps} steps of {settings.loop.batch_size} examples")
-    run_steps(objective, batches, settings.loop, folder=folder, resume=resume, log=step, advance=advance)
+    run_steps(objective, batches, settings.loop, folder=folder, resume=resume, device=device, log=step, advance=advance)
     first, last = (losses[0], losses[-1]) if losses else ({}, {})
     results: dict[str, Any] = {"model": str(folder / MODEL), "first": first, "last": last}
     if run is None:
         return results
     if settings.loop.engine == "fsdp2":  # its layers stay spread over the processes: take a whole copy
-        generator = RefragGenerator.from_pretrained(folder / MODEL)
+        generator = RefragGenerator.from_pretrained(folder / MODEL, device="cpu")
         load_trained(folder, _stage(settings, generator, corpus)[0])
     if settings.lora:
         merge_lora(generator.model.decoder)
@@ -231,6 +238,7 @@ def evaluate_run(
     limit: int | None = None,
     seed: int = 1,
     decoder: Path | None = None,
+    device: str = "auto",
 ) -> list[dict[str, Any]]:
     """Perplexity after a context by how it is given, one row for each compression.
 
@@ -242,14 +250,15 @@ def evaluate_run(
         target: encoder tokens behind it, about.
         limit: texts at most.
         seed: of the sample.
+        device: "auto" or a device.
         decoder: folder of another decoder to read what has no vectors, as well; the better one counts.
 
     Raises:
         UserError: if there is no model, or no text is long enough.
     """
     texts = _texts(data, limit, seed)
-    generator = RefragGenerator.from_pretrained(model_folder(model))
-    reference = load_decoder(decoder) if decoder is not None else None
+    generator = RefragGenerator.from_pretrained(model_folder(model), device=device)
+    reference = load_decoder(decoder).to(generator.model.device) if decoder is not None else None
     objective = ContinuationObjective(generator.model, generator.tokenizer)
     rows = []
     for k in rates:
@@ -261,7 +270,14 @@ def evaluate_run(
 
 
 def evaluate_reconstruction(
-    model: Path, data: str, *, rates: Sequence[int], lengths: Sequence[int], limit: int | None = None, seed: int = 1
+    model: Path,
+    data: str,
+    *,
+    rates: Sequence[int],
+    lengths: Sequence[int],
+    limit: int | None = None,
+    seed: int = 1,
+    device: str = "auto",
 ) -> list[dict[str, Any]]:
     """Texts written again from their vectors, a row for each compression and length.
 
@@ -272,12 +288,13 @@ def evaluate_reconstruction(
         lengths: chunks of a stretch.
         limit: texts at most.
         seed: of the sample.
+        device: "auto" or a device.
 
     Raises:
         UserError: if there is no model, or no text is long enough.
     """
     texts = _texts(data, limit, seed)
-    generator = RefragGenerator.from_pretrained(model_folder(model))
+    generator = RefragGenerator.from_pretrained(model_folder(model), device=device)
     objective = ContinuationObjective(generator.model, generator.tokenizer)
     return [
         {"name": f"k={k}, {row['chunks']} chunks", **row}
@@ -307,6 +324,7 @@ def evaluate_questions(
     selections: Sequence[str] = SELECTIONS,
     limit: int | None = None,
     seed: int = 1,
+    device: str = "auto",
     log: Log = lambda line: None,
 ) -> list[dict[str, Any]]:
     """Answers to held-out questions, by how the documents are given; one row for each way and compression.
@@ -319,6 +337,7 @@ def evaluate_questions(
         selections: who chooses what is expanded, of ``refrag.eval.answers.SELECTIONS``.
         limit: questions at most.
         seed: of the sample.
+        device: "auto" or a device.
         log: told what is going on.
 
     Raises:
@@ -326,7 +345,7 @@ def evaluate_questions(
     """
     count = limit or 200
     examples = generate(count, seed) if data == "sample" else list(read_questions(Path(data), count))
-    generator = RefragGenerator.from_pretrained(model_folder(model))
+    generator = RefragGenerator.from_pretrained(model_folder(model), device=device)
     rows = []
     for k in rates or (generator.tokenizer.compression,):
         found = evaluate_answers(generator, examples, ways(fractions, selections), compression=k, seed=seed, log=log)
@@ -346,16 +365,19 @@ def _corpus(settings: RunSettings) -> _Corpus:
     seed = settings.loop.seed
     if settings.stage == "questions":
         if settings.data == "sample":
-            groups = generate_groups(settings.examples, seed, settings.questions)
+            groups = generate_groups(
+                min(settings.examples, settings.limit or settings.examples), seed, settings.questions
+            )
         else:
-            groups = [(example,) for example in read_questions(Path(settings.data))]
+            groups = [(example,) for example in read_questions(Path(settings.data), settings.limit)]
         if not groups:
             raise UserError("there is no question", settings.data)
         some = [example for group in groups[:1000] for example in group]
         return _Corpus([t for e in some for t in (*(doc.text for doc in e.docs), e.question, e.answer)], groups)
     if settings.data == "sample":
         return _Corpus(_long_texts(max(1, settings.examples // _JOINED), seed), [])
-    return _Corpus([text for text in read_texts(Path(settings.data)) if text.strip()], [])
+    texts = (text for text in read_texts(Path(settings.data)) if text.strip())
+    return _Corpus(list(islice(texts, settings.limit)), [])
 
 
 def _long_texts(count: int, seed: int) -> list[str]:
@@ -369,7 +391,7 @@ def _long_texts(count: int, seed: int) -> list[str]:
 
 def _generator(settings: RunSettings, corpus: _Corpus) -> RefragGenerator:
     if settings.model:
-        return RefragGenerator.from_pretrained(model_folder(Path(settings.model)))
+        return RefragGenerator.from_pretrained(model_folder(Path(settings.model)), device="cpu")
     if settings.encoder == settings.decoder == "tiny":
         return RefragGenerator(*make_tiny(corpus.texts, settings.compression, seed=settings.loop.seed))
     return RefragGenerator(

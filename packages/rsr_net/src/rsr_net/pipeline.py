@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentlab_shared.config import load_config
+from latentlab_shared.devices import choose_device
 from latentlab_shared.errors import UserError
 from latentlab_shared.files import read_json, write_json
 from latentlab_shared.provenance import environment
@@ -19,7 +20,7 @@ from rsr_net.config import MAX_SEED, RsrConfig
 from rsr_net.data import ArticleVectors, BadRows, Example, embed_examples, read_examples
 from rsr_net.data.embed import CachedArticles, encode
 from rsr_net.data.stories import SPLITS
-from rsr_net.inference.summarizer import Summarizer, SummaryIndex, cosine, torch_device
+from rsr_net.inference.summarizer import Summarizer, SummaryIndex, cosine
 from rsr_net.training.checkpoint import check_checkpoint
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def train_run(
     Returns:
         Where the model is, and the validation scores.
     """
-    torch_device(device)  # an absent one shows at once, as do typing errors
+    choose_device(device)  # an absent one shows at once, as do typing errors
     if resume:
         wants_decoder = settings.decoder
         settings = _settings_of(RunFolder.read(output))
@@ -257,7 +258,9 @@ def _fit(
         detail(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
     again = run.path if resume else None
-    return fit(train, valid, config, run=run.path, resume=again, log=note, device=torch_device(device))
+    return fit(
+        train, valid, config, run=run.path, resume=again, log=note, device=choose_device(device, ("cuda", "cpu"))
+    )
 
 
 def _fit_selector(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from clara_absa.inference.memory import Memory
 from clara_absa.model.clara import FastClaraModel
 from clara_absa.model.folder import load_model, own_parameters, save_model
 from clara_absa.training.build import make_batcher
+from latentlab_shared.devices import choose_device
 from latentlab_shared.errors import UserError
 
 Asked = str | tuple[int, int] | Aspect
@@ -414,19 +414,3 @@ def _said(result: AspectSentimentResult, written: str) -> AspectSentimentResult:
     return AspectSentimentResult(
         result.aspect, said, result.probabilities[said] if said else result.confidence, result.probabilities
     )
-
-
-def choose_device(device: str) -> str:
-    """A device that is there; "auto" takes the fastest.
-
-    Raises:
-        UserError: if the one asked for is not there.
-    """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": False}
-    with suppress(AttributeError):
-        there["mps"] = torch.backends.mps.is_available()
-    if device == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if there[name])
-    if not there.get(device):
-        raise UserError(f"there is no {device} here", "--device", "Use --device auto")
-    return device

@@ -20,7 +20,7 @@ from nrms.config import ModelConfig
 from nrms.data.tokens import tokenise
 from nrms.data.types import News
 from nrms.data.vocabulary import Vocabulary, load_vocabulary, save_vocabulary, vocabulary_hash
-from nrms.model.device import choose_device
+from nrms.model.device import own_device
 from nrms.model.nrms import NRMS
 from nrms.model.seed import read_checkpoint
 
@@ -97,7 +97,7 @@ def load_model_dir(folder: Path, device: str = "cpu") -> LoadedModel:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder, place = Path(folder), choose_device(device)
+    folder, place = Path(folder), own_device(device)
     home = folder.parent if folder.suffix == ".pt" else _model_home(folder)
     vocabulary = load_vocabulary(home)
     values: dict[str, Any] = read_json(home / CONFIG_FILE)

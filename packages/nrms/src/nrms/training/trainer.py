@@ -29,7 +29,7 @@ from nrms.data.rows import BadRows
 from nrms.data.types import Batch
 from nrms.data.vectors import load_words, model_folder, tokenizer_of
 from nrms.data.vocabulary import Vocabulary, load_vocabulary
-from nrms.model.device import choose_device
+from nrms.model.device import own_device
 from nrms.model.folder import save_model
 from nrms.model.nrms import NRMS
 from nrms.model.scoring import score_log
@@ -101,7 +101,7 @@ def train(
 
     Source: the seed's `trainer.py`; Wu et al. 2019.
     """
-    place = choose_device(device)
+    place = own_device(device)
     processes = join(place)
     try:
         say = log if processes.first else _silent

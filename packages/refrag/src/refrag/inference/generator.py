@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
+from latentlab_shared.devices import choose_device
 from latentlab_shared.errors import UserError
 from refrag.inference.citations import Citation, CitationRule, CitationRules, Support, Vocabulary, find_citations
 from refrag.inference.vectors import RowVectors
@@ -130,14 +131,15 @@ class RefragGenerator:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, cache: str | Path | None = None, cache_dtype: str = "float32", device: str = "cpu"
+        cls, folder: str | Path, *, cache: str | Path | None = None, cache_dtype: str = "float32", device: str = "auto"
     ) -> RefragGenerator:
         """Read what ``save_pretrained`` wrote.
 
         Raises:
-            UserError: if there is no model in the folder, or it is damaged.
+            UserError: if there is no model in the folder, it is damaged, or there is no such device.
         """
-        model = RefragModel.from_pretrained(folder).to(device)
+        place = choose_device(device)
+        model = RefragModel.from_pretrained(folder).to(place)
         home, config = Path(folder), model.config
         tokenizer = RefragTokenizer.from_pretrained(
             home / "encoder", home / "decoder", config.compression, config.row_format

@@ -22,6 +22,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from latentlab_shared.api import add_errors, error, limit_bodies, page
+from latentlab_shared.devices import choose_device
 from latentlab_shared.errors import UserError
 from latentlab_shared.serving import serve_app
 from refrag.inference.generator import RefragGenerator
@@ -321,6 +322,7 @@ def serve(
     *,
     workers: int = 1,
     backend: str = "torch",
+    device: str = "auto",
     library: Library | None = None,
     cache: Path | None = None,
     token: str | None = None,
@@ -335,6 +337,7 @@ def serve(
         port: 0 takes a free one.
         workers: processes, each with the model.
         backend: "torch", or "vllm", which runs the decoder in this process.
+        device: "auto" or a device.
         library: see ``create_app``.
         cache: a folder that keeps chunk vectors; by default they are kept as long as the server runs.
         token: see ``Access``.
@@ -348,7 +351,7 @@ def serve(
     """
     hosts = _LOOPBACK if host in _LOOPBACK else ()
     with tempfile.TemporaryDirectory(prefix="refrag-") as temporary:
-        pool = _workers(model, backend, workers, cache or Path(temporary))
+        pool = _workers(model, backend, workers, cache or Path(temporary), choose_device(device))
         try:
             serve_app(create_app(pool, library, Access(token, tuple(origins), hosts)), host, port, log)
         finally:
@@ -356,13 +359,13 @@ def serve(
                 worker.close()
 
 
-def _workers(model: Path, backend: str, count: int, cache: Path) -> Sequence[Worker]:
+def _workers(model: Path, backend: str, count: int, cache: Path, device: str) -> Sequence[Worker]:
     if backend == "torch":
-        return [ProcessWorker(model, cache) for _ in range(count)]
+        return [ProcessWorker(model, cache, device) for _ in range(count)]
     if backend != "vllm":
         raise UserError(f"{backend!r} is no backend", "backend", "Use torch or vllm")
     if count > 1:
         raise UserError("vLLM answers in one process", "workers", "Leave it at 1; vLLM batches by itself")
     from refrag.serving.vllm_worker import VllmWorker
 
-    return [VllmWorker(RefragGenerator.from_pretrained(model, cache=cache), model / "decoder")]
+    return [VllmWorker(RefragGenerator.from_pretrained(model, cache=cache, device=device), model / "decoder")]

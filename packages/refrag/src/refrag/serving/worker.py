@@ -81,15 +81,16 @@ class ProcessWorker:
     Args:
         model: a folder that ``RefragGenerator.save_pretrained`` wrote.
         cache: a folder for chunk vectors.
+        device: "auto" or a device.
 
     Raises:
         UserError: if there is no model in the folder.
         RunFailed: if it cannot load the model.
     """
 
-    def __init__(self, model: Path, cache: Path) -> None:
+    def __init__(self, model: Path, cache: Path, device: str = "auto") -> None:
         read_model_config(model)  # here, where a mistake is the user's and not a worker's
-        self.model, self.cache, self.restarts = model, cache, 0
+        self.model, self.cache, self.device, self.restarts = model, cache, device, 0
         self._number = 0
         self._start()
 
@@ -98,7 +99,7 @@ class ProcessWorker:
         self._stop = context.RawValue("Q", 0)  # no lock: a process killed with one would stop us for ever
         self._pipe, theirs = context.Pipe()
         self.process = context.Process(
-            target=_answer_jobs, args=(theirs, self._stop, str(self.model), str(self.cache)), daemon=True
+            target=_answer_jobs, args=(theirs, self._stop, str(self.model), str(self.cache), self.device), daemon=True
         )
         self.process.start()
         theirs.close()
@@ -182,13 +183,13 @@ def _send(pipe: Connection, name: str, data: dict[str, Any]) -> None:
     pipe.send_bytes(json.dumps([name, data]).encode())
 
 
-def _answer_jobs(pipe: Connection, stop: Any, model: str, cache: str) -> None:
+def _answer_jobs(pipe: Connection, stop: Any, model: str, cache: str, device: str) -> None:
     """What a worker's process does until its pipe is closed."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
     try:
-        generator = RefragGenerator.from_pretrained(model, cache=cache)
+        generator = RefragGenerator.from_pretrained(model, cache=cache, device=device)
         generator.answer("?", [Doc("1", "A first answer is slow.")], generation=greedy(1))  # nobody waits for this one
     except Exception as error:
         _send(pipe, "failed", {"error": str(error)})

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from latentlab_shared.devices import choose_device
 from latentlab_shared.errors import RunFailed, UserError
 from latentlab_shared.files import atomic_path
 
@@ -87,6 +88,7 @@ def run_steps(
     *,
     folder: Path | None = None,
     resume: bool = False,
+    device: str = "auto",
     log: Log = lambda step, values: None,
     advance: Callable[[float], None] = lambda steps: None,
     stop_after: int | None = None,
@@ -104,6 +106,7 @@ def run_steps(
         resume: go on from the checkpoint in ``folder``; the result is that of a run without a stop.
         log: told the losses of every step, from 1.
         advance: told of every step.
+        device: "auto" or a kind of device; under a launcher each process has its own.
         stop_after: leave after so many steps in all, as a kill would, but with a checkpoint.
 
     Returns:
@@ -115,7 +118,7 @@ def run_steps(
     """
     if not any(p.requires_grad for p in objective.parameters()):
         raise UserError("nothing is trainable", "training_model", "Name parts to train: p, e, d")
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(cpu=choose_device(device) == "cpu")
     rank, world = accelerator.process_index, accelerator.num_processes
     if settings.batch_size % world:
         raise UserError(f"{settings.batch_size} examples cannot be shared by {world} processes", "batch_size")

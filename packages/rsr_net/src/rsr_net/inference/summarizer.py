@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import torch
 
+from latentlab_shared.devices import choose_device
 from latentlab_shared.errors import RunFailed, UserError
 from latentlab_shared.files import atomic_path, read_json, write_json
 from rsr_net.config import RsrConfig
@@ -276,7 +277,7 @@ class Summarizer:
         from latentlab_shared.encoders import load_encoder
 
         home = model_folder(Path(folder))
-        place = torch_device(device)
+        place = choose_device(device, ("cuda", "cpu"))  # small as it is, nothing else pays
         try:
             about = read_json(home / "config.json")
             known = isinstance(about, dict) and type(about.get("format")) is int and about["format"] == FORMAT
@@ -330,21 +331,6 @@ def model_folder(folder: Path) -> Path:
     raise UserError(
         "there is no trained model", folder, "Train one with `rsr-net train`, or give its folder with --model"
     )
-
-
-def torch_device(name: str) -> str:
-    """The device of a refiner: "auto" takes a GPU where there is one; small as it is, nothing else pays.
-
-    Raises:
-        UserError: for one that is not here.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError):  # torch has a fault of its own for each kind
-        raise UserError("this machine has no such device", f"--device {name}", "Use auto or cpu") from None
-    return name
 
 
 def _read_index(home: Path, width: int) -> SummaryIndex:

@@ -143,6 +143,7 @@ def chat_on(
     share: float = 0.25,
     new_tokens: int = 64,
     cache: Path | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Answer lines until they end or say ``/quit``.
 
@@ -157,6 +158,7 @@ def chat_on(
         share: of the chunks that may be shown as tokens.
         new_tokens: of an answer.
         cache: a folder that keeps vectors of chunks, and of passages if retrieval is dense.
+        device: "auto" or a device.
 
     Raises:
         UserError: if there is no model, or a document cannot be read.
@@ -170,7 +172,7 @@ def chat_on(
         out.write(f"No documents given: these are built in. Try: {example.question}\n")
     else:
         library.add_path(Path(documents))
-    generator = RefragGenerator.from_pretrained(model_folder(model), cache=cache and cache / "chunks")
+    generator = RefragGenerator.from_pretrained(model_folder(model), cache=cache and cache / "chunks", device=device)
     chat = Chat(generator, library, share, new_tokens, top, out)
     asked = lines.isatty() and out.isatty()
     turns = 0
