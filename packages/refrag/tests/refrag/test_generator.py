@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from latentlab_shared.errors import UserError
 from refrag.inference.citations import CitationRule, Support, Vocabulary, find_citations, whole_units
 from refrag.inference.generator import RefragGenerator
-from refrag.model.documents import Doc
+from refrag.model.documents import MAX_ID, Doc
 from refrag.model.gate import Budget, Gate, choose, signs
 from refrag.model.prompt import frame
 from refrag.model.tokenizer.spans import plain_ids, token_bytes
@@ -371,6 +371,57 @@ def test_an_id_that_cannot_be_written_is_refused():
 
     with pytest.raises(UserError, match="cannot write 'b'"):
         CitationRule(Words(), ["a", "b"])
+
+
+def test_the_longest_id_can_be_cited_and_a_longer_one_is_refused():
+    """Of four bytes a character: more states than Python's stack is deep."""
+    name = "\U00020000" * MAX_ID
+    rule = CitationRule(Vocabulary(tokenizer("gpt2")), [name, "1"])
+    ids = plain_ids(f"So [{name}", tokenizer("gpt2"))
+    scores = torch.zeros(len(rule.vocabulary.pieces))
+    rule.apply(ids, scores)
+    allowed = [rule.vocabulary.pieces[token] for token in torch.isfinite(scores).nonzero().flatten()]
+    assert allowed and all(piece.startswith(b"]") for piece in allowed)
+    with pytest.raises(UserError, match="an id of 5,000 characters"):
+        Doc("x" * 5000, "text")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ((1, "x"), "Doc.id: a document id is a text, not int"),
+        ((None, "x"), "not NoneType"),
+        (("1", None), "document 1: is no text but NoneType"),
+        (("1", b"x"), "no text but bytes"),
+        (("1", "x", 3), "title of document 1: is no text but int"),
+        (("1", "a\udcffb"), "not UTF-8 text .character 1"),
+        (("1", "x", "\ud800"), "title of document 1: is not UTF-8"),
+        (("\ud800", "x"), "no document id"),
+    ],
+)
+def test_what_is_no_document(fields, said):
+    with pytest.raises(UserError, match=said):
+        Doc(*fields)
+
+
+@pytest.mark.parametrize(
+    ("question", "docs", "said"),
+    [
+        (ASK, "abc", "Doc objects, not str"),
+        (ASK, [("1", "x")], "Doc objects, not tuple"),
+        (ASK, None, "docs: documents are a list"),
+        ("", DOCS, "the question is empty"),
+        (" \n", DOCS, "the question is empty"),
+        ([{"role": "user", "content": ""}], DOCS, "the question is empty"),
+        ("\udcff", DOCS, "question: is not UTF-8"),
+        (None, DOCS, "question: is no text but NoneType"),
+        (["x"], DOCS, "not a question"),
+        ([{"role": "user", "content": 7}], DOCS, "question: is no text but int"),
+    ],
+)
+def test_what_is_no_question(question, docs, said):
+    with pytest.raises(UserError, match=said):
+        make().answer(question, docs, generation=EIGHT)
 
 
 def test_citations_are_found_with_their_evidence():

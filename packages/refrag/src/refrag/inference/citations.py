@@ -92,6 +92,9 @@ class CitationRule:
         self.names = [f"{name}]".encode() for name in ids]
         self.known: dict[bytes | None, tuple[Tensor, bool]] = {}
         self.narrower: dict[tuple[str, ...], CitationRule] = {}
+        # The longest first: a rule asks for those of the states it leads to, and ids are longer than a stack is deep.
+        for state in sorted({name[:end] for name in self.names for end in range(len(name))}, key=len, reverse=True):
+            self._rule(state)
         for name in self.names:
             self._must_be_writable(name)
 

@@ -174,7 +174,8 @@ class RefragGenerator:
             compression: another k than the tokenizer's own.
 
         Raises:
-            UserError: if two documents have one id, or the scores do not fit.
+            UserError: if there is no question, what is given are no documents, two of them have one id, or the scores
+                do not fit.
         """
         plan = self._plan(question, docs, compression)
         return self._window(plan, self._read([plan])[0], budget, scores)
@@ -189,6 +190,13 @@ class RefragGenerator:
 
     def _plan(self, question: Question, docs: Sequence[Doc], compression: int | None) -> _Plan:
         """Cut the documents and write the rows."""
+        if not isinstance(docs, Sequence):
+            raise UserError(f"documents are a list, not {type(docs).__name__}", "docs")
+        for doc in docs:
+            if not isinstance(doc, Doc):
+                raise UserError(
+                    f"documents are Doc objects, not {type(doc).__name__}", "docs", 'Write Doc("1", "text")'
+                )
         if len({doc.id for doc in docs}) < len(docs):
             raise UserError("two documents have the same id", "docs", "Give each its own")
         messages: Sequence[Message] = [{"role": "user", "content": question}] if isinstance(question, str) else question

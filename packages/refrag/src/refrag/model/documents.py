@@ -14,6 +14,8 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from latentlab_shared.errors import UserError
 
+MAX_ID = 100  # characters of a document's id
+
 
 class RefragParseError(UserError):
     """A tagged text that is not well formed.
@@ -35,10 +37,13 @@ class Doc:
     """A retrieved document.
 
     Attributes:
-        id: what an answer cites; printable, without blanks at its ends and without brackets.
+        id: what an answer cites; at most 100 characters, printable, without blanks at its ends and without brackets.
         text: its content, which is never parsed.
         title: shown to the decoder beside the id.
         meta: anything; carried along.
+
+    Raises:
+        UserError: for an id that cannot be cited, or a text or title that is none.
     """
 
     id: str
@@ -47,8 +52,18 @@ class Doc:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.id or not self.id.isprintable() or self.id != self.id.strip() or set(self.id) & set("[]"):
-            raise UserError(f"{self.id!r} is no document id", "Doc.id", "Use a short printable name without [ and ]")
+        name: object = self.id  # callers may have no types
+        if not isinstance(name, str):
+            raise UserError(
+                f"a document id is a text, not {type(name).__name__}", "Doc.id", f"For example: {str(name)!r:.40}"
+            )
+        if len(name) > MAX_ID:
+            raise UserError(f"an id of {len(name):,} characters", "Doc.id", f"Use at most {MAX_ID}")
+        if not name or not name.isprintable() or name != name.strip() or set(name) & set("[]"):
+            raise UserError(f"{name!r} is no document id", "Doc.id", "Use a short printable name without [ and ]")
+        require_text(self.text, f"document {name}")
+        if self.title is not None:
+            require_text(self.title, f"title of document {name}")
 
 
 class Message(TypedDict):
@@ -78,6 +93,20 @@ class Segment(TypedDict):
     packed_tokens: NotRequired[list[list[int]]]
     attention_mask: NotRequired[list[list[int]]]
     chunks: NotRequired[Sequence[Any]]
+
+
+def require_text(value: object, where: str) -> None:
+    """Refuse what no tokenizer can read.
+
+    Raises:
+        UserError: for what is no string, or holds half a character (a lone surrogate).
+    """
+    if not isinstance(value, str):
+        raise UserError(f"is no text but {type(value).__name__}", where)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"is not UTF-8 text (character {error.start})", where) from None
 
 
 def escape(text: str) -> str:

@@ -6,11 +6,11 @@ plain tokens, so it can forge neither turns nor documents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from latentlab_shared.errors import UserError
-from refrag.model.documents import Message
+from refrag.model.documents import Message, require_text
 from refrag.model.tokenization_refrag import RefragTokenizer
 
 _DOCUMENTS = -1  # the mark at which documents stand
@@ -24,10 +24,9 @@ def frame(messages: Sequence[Message], tokenizer: RefragTokenizer) -> tuple[list
         tokenizer: whose decoder side has the chat template, or has none.
 
     Raises:
-        UserError: if there is no question, or the template takes no such conversation.
+        UserError: if there is no question, a message is no text, or the template takes no such conversation.
     """
-    if not messages or messages[-1]["role"] != "user":
-        raise UserError("the last message is not a question", "messages", "End with a message of the role user")
+    _check(messages)
     words: Any = tokenizer.decoder_tokenizer
     pieces = _template(words, messages) if words.chat_template else _plain(messages)
     before: list[int] = []
@@ -43,6 +42,19 @@ def frame(messages: Sequence[Message], tokenizer: RefragTokenizer) -> tuple[list
     if not words.chat_template and words.bos_token_id is not None:
         before.insert(0, words.bos_token_id)
     return before, after
+
+
+def _check(messages: object) -> None:
+    """Callers may have no types."""
+    if not isinstance(messages, Sequence):
+        require_text(messages, "question")
+    elif not messages or not all(isinstance(m, Mapping) for m in messages) or messages[-1].get("role") != "user":
+        raise UserError("the last message is not a question", "messages", "End with a message of the role user")
+    else:
+        for message in messages:
+            require_text(message.get("content"), "question")
+        if not messages[-1]["content"].strip():
+            raise UserError("the question is empty", "question")
 
 
 def _plain(messages: Sequence[Message]) -> list[str | int]:
