@@ -29,6 +29,7 @@ def answerer_of(memory=None, lora=None, seed=0) -> AspectSentiment:
 ANSWERER = answerer_of()
 TEXT = EXAMPLES[0].text
 TERMS = [aspect.term for aspect in EXAMPLES[0].aspects]
+LONG = "soup " * 599 + "food."
 
 
 def values(results) -> list[float]:
@@ -103,6 +104,11 @@ def test_size_shows_only_the_first_vectors():
         (lambda: ANSWERER.predict(TEXT, "food"), "list of aspects"),
         (lambda: ANSWERER.predict(TEXT, [" "]), "empty"),
         (lambda: ANSWERER.predict(TEXT, [(3, 10_000)]), "no span"),
+        (lambda: ANSWERER.predict(TEXT, ["x" * 201]), "200 characters"),
+        (lambda: ANSWERER.predict(TEXT, ["\ud800"]), "half a character"),
+        (lambda: ANSWERER.predict("soup \udcff", ["soup"]), "half a character"),
+        (lambda: ANSWERER.compress_batch(["soup", "\ud800"]), "text 1: half a character"),
+        (lambda: ANSWERER.predict(LONG, [(2990, 2994)]), "behind the first"),
         (lambda: ANSWERER.predict(" ", TERMS), "the text is empty"),
         (lambda: ANSWERER.predict(TEXT, TERMS, size=5), "1 to 4"),
         (lambda: ANSWERER.predict(TEXT, TERMS, abstain=2.0), "probability"),
@@ -193,6 +199,43 @@ def test_a_model_without_memory_reads_the_text():
         assert values(found) == pytest.approx(values(reader.predict(example.text, example.aspects)), abs=1e-5)
     with pytest.raises(UserError, match="no memory"):
         reader.compress(TEXT)
+
+
+@pytest.mark.parametrize("reader", ["decoder", "none"])
+def test_a_text_is_read_up_to_the_cut_and_the_answer_says_so(reader):
+    answerer = answerer_of(MemoryConfig(tokens=4, reader=reader, max_text_tokens=20))
+    kept = answerer.batcher.kept(LONG)
+    assert 0 < kept < len(LONG) and len(TOKENIZER(LONG[:kept], add_special_tokens=False)["input_ids"]) == 20
+    found = answerer.predict_batch([(LONG, ["soup", "food", (0, 4)]), ("The soup", ["soup"])])
+    assert [[r.cut for r in each] for each in found] == [[True] * 3, [False]]
+    assert found[0][0].to_dict()["cut"] is True
+    assert values(found[0]) == pytest.approx(values(answerer.predict(LONG[:kept], ["soup", "food", (0, 4)])), abs=1e-6)
+    with pytest.raises(UserError, match=f"behind the first {kept} characters"):
+        answerer.predict(LONG, [(kept - 1, kept + 1)])
+    exact = LONG[:kept]
+    assert answerer.batcher.kept(exact) == kept and not answerer.is_cut(exact)
+
+
+def test_a_memory_knows_that_its_text_was_cut(tmp_path):
+    memory = ANSWERER.compress(LONG)
+    memory.save(tmp_path / "m.safetensors")
+    kept = Memory.load(tmp_path / "m.safetensors")
+    assert kept.cut and ANSWERER.predict(aspects=["soup"], memory=kept)[0].cut
+    assert not ANSWERER.compress(TEXT).cut
+
+
+@pytest.mark.parametrize("reader", ["decoder", "none"])
+def test_many_questions_are_asked_in_several_rows(reader, monkeypatch):
+    answerer = answerer_of(MemoryConfig(tokens=4, reader=reader))
+    asked = [*TERMS, *(f"aspect {number}" for number in range(30))]
+    questions = [(TEXT, asked), ("The soup", ["soup"])]
+    whole = answerer.predict_batch(questions)
+    monkeypatch.setattr("clara_absa.inference.sentiment._QUESTION_TOKENS", 40)
+    assert len(answerer._pieces([answerer._aspects(TEXT, asked)])) > 3
+    apart = answerer.predict_batch(questions)
+    assert [[r.aspect for r in each] for each in apart] == [[r.aspect for r in each] for each in whole]
+    for a, b in zip(apart, whole, strict=True):
+        assert values(a) == pytest.approx(values(b), abs=1e-5)
 
 
 def test_a_ratio_gives_each_text_its_share():

@@ -1,6 +1,8 @@
 """The API through its test client."""
 
+import inspect
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,9 @@ def test_memories_are_the_models(client):
         ("/predict", {"text": "a", "aspects": []}, "aspects"),
         ("/predict", {"text": "a", "aspects": [[0, 9]]}, "no span"),
         ("/predict", {"text": "a", "aspects": [[0, 1, 2]]}, "a span is"),
+        ("/predict", {"text": "a", "aspects": ["x" * 201]}, "200 characters"),
+        ("/predict", {"text": "a" * 300, "aspects": [[0, 201]]}, "200 characters"),
+        ("/predict", {"text": "food " * 300, "aspects": [[1400, 1404]]}, "all that is read"),
         ("/predict", {"text": "a" * (MAX_CHARACTERS + 1)}, "text"),
         ("/predict", {"text": "a", "abstain": 2.0}, "abstain"),
         ("/predict", {"text": "a", "aspect": ["a"]}, "aspect"),
@@ -68,6 +73,62 @@ def test_bad_requests_are_refused_in_one_line(client, path, body, said):
     answer = client.post(path, json=body)
     assert answer.status_code == 422 and said in answer.json()["error"]
     assert "\n" not in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/predict", r'{"text": "a", "aspects": ["\ud800"]}'),
+        ("/predict", r'{"text": "a \ud800", "aspects": ["a"]}'),
+        ("/predict", r'{"text": "a \ud800"}'),
+        ("/compress", r'{"texts": ["a", "\ud800"]}'),
+    ],
+)
+def test_half_a_character_is_wrong_input(client, path, body):
+    answer = client.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422 and "\n" not in answer.json()["error"], answer.text
+
+
+def test_a_text_that_is_cut_is_said_to_be(client):
+    long = "food " * 300
+    assert ANSWERER.is_cut(long) and not ANSWERER.is_cut(TEXT)
+    found = client.post("/predict", json={"text": long, "aspects": ["food"]}).json()
+    assert found["cut"] and found["aspects"][0]["cut"]
+    whole = client.post("/predict", json={"text": TEXT, "aspects": TERMS}).json()
+    assert not whole["cut"] and not any(row["cut"] for row in whole["aspects"])
+    rows = client.post("/compress", json={"texts": [long, TEXT]}).json()["memories"]
+    assert [row["cut"] for row in rows] == [True, False]
+
+
+def test_the_most_that_a_request_may_ask_is_answered(client):
+    """64 aspects of 200 characters, many tokens each: asked in several rows, never in one of their summed length."""
+    aspects = ["é" * 199 + chr(97 + n % 26) for n in range(64)]
+    found = client.post("/predict", json={"text": TEXT, "aspects": aspects}).json()
+    assert [row["aspect"] for row in found["aspects"]] == aspects
+
+
+def test_health_waits_for_no_answer(monkeypatch):
+    """It is answered by the event loop itself, while every thread waits for the model."""
+    app = create_app(ANSWERER)
+    [route] = [route for route in app.routes if getattr(route, "path", "") == "/healthz"]
+    assert inspect.iscoroutinefunction(route.endpoint)
+    held, release = threading.Barrier(2), threading.Event()
+
+    def slow(*_, **__):
+        held.wait(10)
+        assert release.wait(10)
+        return []
+
+    monkeypatch.setattr(ANSWERER, "predict", slow)
+    with TestClient(app) as served:
+        asking = threading.Thread(
+            target=served.post, args=("/predict",), kwargs={"json": {"text": "a", "aspects": ["a"]}}
+        )
+        asking.start()
+        held.wait(10)
+        assert served.get("/healthz").json() == {"status": "ok"}
+        release.set()
+        asking.join(10)
 
 
 def test_a_body_that_is_too_long_or_of_no_length_is_not_read(client):

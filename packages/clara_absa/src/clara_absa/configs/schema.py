@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, get_args
 
+from latentlab_shared.errors import UserError
+
 Polarity = Literal["positive", "negative", "neutral"]
 POLARITIES: tuple[Polarity, ...] = get_args(Polarity)
 
@@ -25,6 +27,21 @@ PROMPTS = {
     Task.REASONING: "Sentiment of {aspect}?",
 }
 """The seed's prompts."""
+
+MAX_ASPECT_CHARACTERS = 200
+"""Of one aspect: attention grows with the square of a question's length."""
+
+
+def ensure_characters(text: str, where: object) -> None:
+    """Refuse half a surrogate pair, which no tokenizer takes and no file can hold.
+
+    Raises:
+        UserError: with the place of the first one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"half a character (a lone surrogate) at {error.start}", where, "Give UTF-8 text") from None
 
 
 @dataclass(frozen=True)
@@ -83,12 +100,14 @@ class AspectSentimentResult:
         polarity: the answer; None when no answer reaches the abstain threshold.
         confidence: probability of the likeliest answer.
         probabilities: of the three answers; they sum to 1.
+        cut: whether the text was longer than the model reads, so that the answer is about its beginning only.
     """
 
     aspect: Aspect
     polarity: Polarity | None
     confidence: float
     probabilities: Mapping[str, float]
+    cut: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -99,4 +118,5 @@ class AspectSentimentResult:
             "polarity": self.polarity,
             "confidence": self.confidence,
             "probabilities": dict(self.probabilities),
+            "cut": self.cut,
         }

@@ -76,8 +76,27 @@ class Batcher:
         """Ids of a text for whoever compresses it."""
         if self.memory.reader != "encoder":
             return self.prompter.text(text)
-        limit = min(self.memory.max_text_tokens, 510) + 2
-        return tuple(self.encoder_tokenizer(text, truncation=True, max_length=limit)["input_ids"])
+        return tuple(self.encoder_tokenizer(text, truncation=True, max_length=self.max_tokens + 2)["input_ids"])
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a text that are read; the rest of a longer one is cut off."""
+        return min(self.memory.max_text_tokens, 510) if self.memory.reader == "encoder" else self.memory.max_text_tokens
+
+    def kept(self, text: str) -> int:
+        """Characters of a text that are read: all, or those before the cut at ``max_tokens``."""
+        tokenizer, marks = self.prompter.tokenizer, 0
+        if self.memory.reader == "encoder":
+            tokenizer, marks = self.encoder_tokenizer, 2  # its first and its last token are no text
+        ids = self.read(text)
+        if len(ids) < self.max_tokens + marks:
+            return len(text)
+        whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
+        if len(whole["input_ids"]) <= self.max_tokens:
+            return len(text)
+        if not tokenizer.is_fast:  # knows no places
+            return min(len(text), len(tokenizer.decode(list(ids), skip_special_tokens=True)))
+        return int(whole["offset_mapping"][self.max_tokens - 1][1])
 
     def item(self, example: Example, teacher: Tensor | None = None) -> Item:
         """Tokenise a sentence with its training questions."""

@@ -21,12 +21,14 @@ class Memory:
         text: the text, if it was kept.
         tokens: tokens of the text as the model read it.
         model: identity of the model; another one cannot read it.
+        cut: whether the text was longer than the model reads: the rest of it is not in the memory.
     """
 
     vectors: Tensor
     text: str
     tokens: int
     model: str
+    cut: bool = False
 
     @property
     def ratio(self) -> float:
@@ -37,7 +39,7 @@ class Memory:
         """Write it as safetensors, atomically."""
         from safetensors.torch import save_file
 
-        told = json.dumps({"text": self.text, "tokens": self.tokens, "model": self.model})
+        told = json.dumps({"text": self.text, "tokens": self.tokens, "model": self.model, "cut": self.cut})
         with atomic_path(Path(path)) as temporary:
             save_file({"memory": self.vectors.detach().cpu().contiguous()}, temporary, metadata={"clara": told})
 
@@ -53,7 +55,8 @@ class Memory:
         try:
             with safe_open(path, "pt") as file:
                 told = json.loads((file.metadata() or {})["clara"])
-                return cls(file.get_tensor("memory"), told["text"], int(told["tokens"]), told["model"])
+                cut = bool(told.get("cut", False))
+                return cls(file.get_tensor("memory"), told["text"], int(told["tokens"]), told["model"], cut)
         except (FileNotFoundError, IsADirectoryError):
             raise UserError("there is no such file", path, "Write one with `clara-absa compress`") from None
         except (SafetensorError, OSError, KeyError, ValueError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,15 @@ import torch
 from torch import Tensor
 
 from clara_absa.configs.base_config import ClaraConfig
-from clara_absa.configs.schema import POLARITIES, PROMPTS, Aspect, AspectSentimentResult, Task
+from clara_absa.configs.schema import (
+    MAX_ASPECT_CHARACTERS,
+    POLARITIES,
+    PROMPTS,
+    Aspect,
+    AspectSentimentResult,
+    Task,
+    ensure_characters,
+)
 from clara_absa.data_utils.packing import Branch
 from clara_absa.data_utils.prompts import parse_extraction
 from clara_absa.inference.memory import Memory
@@ -28,6 +37,7 @@ Mode = Literal["score", "generate"]
 Question = tuple[str, Sequence[Asked]]
 
 _TEXTS_AT_ONCE = 64
+_QUESTION_TOKENS = 512  # in one packed row: many or long questions on a text are asked in several
 
 
 class AspectSentiment:
@@ -111,13 +121,11 @@ class AspectSentiment:
             cache_dir: keep memories here, in the shared cache of token vectors, and take those that are there.
 
         Raises:
-            UserError: for a blank text, or a model that reads the text itself.
+            UserError: for a blank text, one with half a surrogate pair, or a model that reads the text itself.
         """
         if self.config.memory.reader == "none":
             raise UserError("this model reads the text itself and has no memory", "memory.reader")
-        for number, text in enumerate(texts):
-            if not text.strip():
-                raise UserError("the text is empty", f"text {number}")
+        _ensure_texts(texts)
         counts = [len(self.batcher.read(text)) for text in texts]
         if cache_dir is None:
             vectors = self._compress(texts)
@@ -128,7 +136,11 @@ class AspectSentiment:
                 )
             vectors = [torch.from_numpy(np.array(matrix)) for matrix in found]
         made = zip(vectors, texts, counts, strict=True)
-        return [Memory(found, text, count, self.identity) for found, text, count in made]
+        return [Memory(found, text, count, self.identity, self.is_cut(text)) for found, text, count in made]
+
+    def is_cut(self, text: str) -> bool:
+        """Whether a text is longer than ``memory.max_text_tokens``, so that only its beginning is read."""
+        return self.batcher.kept(text) < len(text)
 
     def _cache(self, folder: Path) -> Any:
         from latentlab_shared.embeddings import Fingerprint, TokenEmbeddingCache
@@ -187,14 +199,17 @@ class AspectSentiment:
             mode: "score" compares the three answers in one pass; "generate" lets the model write, as the seed does.
 
         Raises:
-            UserError: for no aspects, a span outside of the text, or a memory of another model.
+            UserError: for no aspects, one of more than 200 characters, a span outside of what is read of the text, or a
+                memory of another model.
         """
         if memory is None:
             if text is None:
                 raise UserError("give a text or a memory", "predict")
             return self.predict_batch([(text, aspects)], size=size, abstain=abstain, mode=mode)[0]
         self._check(memory)
-        return self._answer([memory.vectors], [self._aspects(text or memory.text, aspects)], size, abstain, mode)[0]
+        about = text or memory.text
+        found = self._answer([memory.vectors], [self._aspects(about, aspects, self._kept(about))], size, abstain, mode)
+        return [replace(result, cut=memory.cut) for result in found[0]]
 
     def predict_batch(
         self, questions: Sequence[Question], *, size: int | None = None, abstain: float = 0.0, mode: Mode = "score"
@@ -208,22 +223,55 @@ class AspectSentiment:
             mode: see `predict`.
         """
         texts = [text for text, _ in questions]
-        aspects = [self._aspects(text, asked) for text, asked in questions]
+        _ensure_texts(texts)
+        kept = [self._kept(text) for text in texts]
+        aspects = [self._aspects(text, asked, n) for (text, asked), n in zip(questions, kept, strict=True)]
         if self.config.memory.reader != "none":
-            return self._answer(
-                [m.vectors for m in self.compress_batch(texts)] if texts else [], aspects, size, abstain, mode
-            )
-        if mode != "score":
+            memories = self.compress_batch(texts) if texts else []
+            found = self._answer([memory.vectors for memory in memories], aspects, size, abstain, mode)
+        elif mode != "score":
             raise UserError("a model without memory only scores its answers", "--mode", "Use --mode score")
-        found: list[list[AspectSentimentResult]] = [[]] * len(texts)
-        for chosen in self._chunks([len(text) for text in texts]):
-            ids = [self.batcher.read(texts[i]) for i in chosen]
-            asked = [[self.batcher.prompter.ask(a.term) for a in aspects[i]] for i in chosen]
+        else:
+            found = self._read(texts, aspects, abstain)
+        return [
+            [replace(result, cut=True) for result in each] if n < len(text) else each
+            for text, n, each in zip(texts, kept, found, strict=True)
+        ]
+
+    def _read(
+        self, texts: Sequence[str], aspects: Sequence[Sequence[Aspect]], abstain: float
+    ) -> list[list[AspectSentimentResult]]:
+        """Answers of a model that reads the texts itself."""
+        pieces = self._pieces(aspects)
+        found: list[list[AspectSentimentResult]] = [[] for _ in texts]
+        answers: list[list[AspectSentimentResult]] = [[]] * len(pieces)
+        for chosen in self._chunks([len(texts[i]) for i, _ in pieces]):
+            ids = [self.batcher.read(texts[pieces[n][0]]) for n in chosen]
+            asked = [[self.batcher.prompter.ask(a.term) for a in pieces[n][1]] for n in chosen]
             scores = self._scores(self.batcher.questions(ids, asked), None)
-            parts = torch.split(scores, [len(aspects[i]) for i in chosen])
-            for i, part in zip(chosen, parts, strict=True):
-                found[i] = [_result(a, p, abstain) for a, p in zip(aspects[i], part, strict=True)]
+            for n, part in zip(chosen, torch.split(scores, [len(each) for each in asked]), strict=True):
+                answers[n] = [_result(a, p, abstain) for a, p in zip(pieces[n][1], part, strict=True)]
+        for (i, _), each in zip(pieces, answers, strict=True):
+            found[i] += each
         return found
+
+    def _pieces(self, aspects: Sequence[Sequence[Aspect]]) -> list[tuple[int, list[Aspect]]]:
+        """The aspects of each text, in parts whose questions fill a packed row at most; with the text's index."""
+        found: list[tuple[int, list[Aspect]]] = []
+        for i, each in enumerate(aspects):
+            room = 0
+            for aspect in each:
+                size = len(self.batcher.prompter.prompt(Task.REASONING, aspect.term))
+                if room < size:
+                    found.append((i, []))
+                    room = max(_QUESTION_TOKENS, size)
+                found[-1][1].append(aspect)
+                room -= size
+        return found
+
+    def _kept(self, text: str) -> int:
+        """Characters of a text that are read; of a text that was not kept with its memory, none are known."""
+        return self.batcher.kept(text) if text else 0
 
     def ask_memory(self, memory: Memory, branches: Sequence[Branch], size: int | None = None) -> Tensor:
         """Log-probabilities of all answers of questions about one memory, (A,)."""
@@ -236,8 +284,14 @@ class AspectSentiment:
             raise UserError("this memory was made by another model", "memory", "Compress the text again")
 
     @staticmethod
-    def _aspects(text: str, asked: Sequence[Asked]) -> list[Aspect]:
-        """Aspects as asked: a span must lie in the text, and a term gets its place where it stands there once."""
+    def _aspects(text: str, asked: Sequence[Asked], kept: int | None = None) -> list[Aspect]:
+        """Aspects as asked: a span must lie in the text, and a term gets its place where it stands there once.
+
+        Args:
+            text: the text.
+            asked: terms, spans or aspects.
+            kept: characters of the text that are read; None for all.
+        """
         if isinstance(asked, str) or not asked:
             raise UserError("give a list of aspects", "aspects", 'For example: ["food", "service"]')
         found = []
@@ -253,7 +307,13 @@ class AspectSentiment:
                 start, end = one
                 if not 0 <= start < end <= len(text):
                     raise UserError(f"({start}, {end}) is no span of a text of {len(text)} characters", "aspects")
+                if kept is not None and end > kept:
+                    what = f"({start}, {end}) lies behind the first {kept} characters, all that is read of this text"
+                    raise UserError(what, "aspects", "Give a shorter text")
                 found.append(Aspect(text[start:end], None, start, end))
+            ensure_characters(found[-1].term, "aspects")
+            if len(found[-1].term) > MAX_ASPECT_CHARACTERS:
+                raise UserError(f"an aspect has more than {MAX_ASPECT_CHARACTERS} characters", "aspects")
         return found
 
     def _on_memory(
@@ -290,13 +350,15 @@ class AspectSentiment:
         if mode not in ("score", "generate"):
             raise UserError(f"{mode!r} is not a mode", "--mode", "Use score or generate")
         prompter = self.batcher.prompter
-        found: list[list[AspectSentimentResult]] = []
-        for start in range(0, len(vectors), _TEXTS_AT_ONCE):
-            some, asked = vectors[start : start + _TEXTS_AT_ONCE], aspects[start : start + _TEXTS_AT_ONCE]
-            packed, table = self._on_memory(some, [[prompter.ask(a.term) for a in each] for each in asked], size)
-            scores = torch.split(self._scores(packed, table), [len(each) for each in asked])
-            for each, part in zip(asked, scores, strict=True):
-                found.append([_result(a, p, abstain) for a, p in zip(each, part, strict=True)])
+        found: list[list[AspectSentimentResult]] = [[] for _ in vectors]
+        pieces = self._pieces(aspects)
+        for start in range(0, len(pieces), _TEXTS_AT_ONCE):
+            some = pieces[start : start + _TEXTS_AT_ONCE]
+            questions = [[prompter.ask(a.term) for a in each] for _, each in some]
+            packed, table = self._on_memory([vectors[i] for i, _ in some], questions, size)
+            scores = torch.split(self._scores(packed, table), [len(each) for _, each in some])
+            for (i, each), part in zip(some, scores, strict=True):
+                found[i] += [_result(a, p, abstain) for a, p in zip(each, part, strict=True)]
         if mode == "generate":
             written = iter(
                 self.generate(
@@ -383,13 +445,20 @@ class AspectSentiment:
     def ensure_lists(self) -> None:
         """Refuse a model that does not list aspects."""
         if not self.lists_aspects:
-            fix = "Name the aspects, or train with --set loss.ext_share=0.5"
-            raise UserError("this model was not trained to find aspects", "loss.ext_share", fix)
+            fix = "Name them (--aspect food, or aspects in a request), or train with --set loss.ext_share=0.5"
+            raise UserError("this model was not trained to find aspects", "aspects", fix)
 
     def restore(self, memories: Sequence[Memory]) -> list[str]:
         """The texts as the model remembers them."""
         vectors = [memory.vectors for memory in memories]
         return self.generate(vectors, [PROMPTS[Task.RECONSTRUCTION]] * len(vectors))
+
+
+def _ensure_texts(texts: Sequence[str]) -> None:
+    for number, text in enumerate(texts):
+        if not text.strip():
+            raise UserError("the text is empty", f"text {number}")
+        ensure_characters(text, f"text {number}")
 
 
 def _located(term: str, text: str) -> Aspect:

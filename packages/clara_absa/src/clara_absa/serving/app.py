@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from clara_absa.configs.schema import MAX_ASPECT_CHARACTERS
 from clara_absa.inference import AspectSentiment
 from clara_absa.sample.generator import demo
 from latentlab_shared.api import add_errors, limit_bodies, page
@@ -33,7 +34,9 @@ class PredictRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     text: str = Field(max_length=MAX_CHARACTERS)
-    aspects: list[str | list[int]] | None = Field(None, min_length=1, max_length=MAX_ASPECTS)
+    aspects: list[Annotated[str, Field(max_length=MAX_ASPECT_CHARACTERS)] | list[int]] | None = Field(
+        None, min_length=1, max_length=MAX_ASPECTS
+    )
     abstain: float = Field(0.0, ge=0, le=1)
 
 
@@ -63,7 +66,7 @@ def create_app(answerer: AspectSentiment) -> FastAPI:
     memory = answerer.config.memory
 
     @app.get("/healthz")
-    def healthz() -> dict[str, str]:
+    async def healthz() -> dict[str, str]:  # answered by the event loop: it waits for no thread and no model
         return {"status": "ok"}
 
     @app.get("/readyz")
@@ -86,7 +89,8 @@ def create_app(answerer: AspectSentiment) -> FastAPI:
             else:
                 asked = [_asked(one) for one in request.aspects]
                 found = answerer.predict(request.text, asked, abstain=request.abstain)
-        return {"text": request.text, "aspects": [result.to_dict() for result in found]}
+            cut = answerer.is_cut(request.text)
+        return {"text": request.text, "aspects": [result.to_dict() for result in found], "cut": cut}
 
     @app.post("/compress")
     def compress(request: CompressRequest) -> dict[str, Any]:
@@ -97,7 +101,7 @@ def create_app(answerer: AspectSentiment) -> FastAPI:
             memories = answerer.compress_batch(request.texts)
         return {
             "model": answerer.identity,
-            "memories": [{"tokens": m.tokens, "vectors": m.vectors.tolist()} for m in memories],
+            "memories": [{"tokens": m.tokens, "cut": m.cut, "vectors": m.vectors.tolist()} for m in memories],
         }
 
     @app.get("/", response_class=HTMLResponse)
