@@ -149,11 +149,14 @@ def train(
     limit: Limit = None,
 ) -> None:
     """Train one stage of a model into a run folder; with no options on the built-in questions, in two minutes."""
+    given = (config, sets, output_dir, overwrite, seed, limit, model, stage != "questions", data != "sample")
+    if resume and any((*given, encoder != "tiny", decoder != "tiny")):
+        raise UserError("the run keeps its own data and settings", "--resume", "Leave the other options out")
     if stage not in ("questions", "alignment", "reconstruction", "pretraining"):
         raise UserError(f"{stage!r} is no stage", "--stage", "Use questions, alignment, reconstruction or pretraining")
     from dataclasses import replace
 
-    from refrag.pipeline import QUICK, RUNS, RunSettings, train_run
+    from refrag.pipeline import QUICK, RUNS, RunSettings, told, train_run
     from refrag.training.loop import LoopSettings
 
     quick = stage == "questions" and data == "sample" and not model and encoder == decoder == "tiny"
@@ -182,9 +185,7 @@ def train(
             log=out.log,
             advance=advance,
         )
-    first, last = results["first"].get("loss"), results["last"].get("loss")
-    told = f", loss {first:.3f} at first, {last:.3f} at last" if first is not None and last is not None else ""
-    out.result(results, f"{results['model']}{told}")
+    out.result(results, told(results))
 
 
 @verb(app, "pretrain-decoder")
@@ -203,6 +204,8 @@ def pretrain_decoder(
     seed: Seed = 0,
 ) -> None:
     """Train a small decoder with a tokenizer of its own, for use where no hub is at hand; resumable."""
+    if resume and any((data, config, sets, output_dir, overwrite, seed)):
+        raise UserError("the run keeps its own data and settings", "--resume", "Leave the other options out")
     from dataclasses import replace
 
     from refrag.training.decoder import DecoderSettings, pretrain_decoder
@@ -292,6 +295,7 @@ def evaluate(
             rows = evaluate_run(
                 model, data, rates=rates, limit=limit, seed=seed, decoder=decoder, device=device.value, **sizes
             )
+    files: dict[str, str] = {}
     if output_dir is not None:
         from latentlab_shared.provenance import write_table
 
@@ -308,15 +312,17 @@ def evaluate(
             command += "".join(f" --select {one}" for one in select or ())
         command += f" --limit {limit}" if limit else ""
         command += f" --seed {seed}" if data == "sample" and seed != 1 else ""
-        write_table(output_dir / f"{name or task}.json", shown, command=command, data=Path(data).name)
+        seeds = [seed] if data == "sample" else []
+        files["table"] = str(output_dir / f"{name or task}.json")
+        write_table(Path(files["table"]), shown, command=command, data=Path(data).name, seeds=seeds)
     columns = [name for name in rows[0] if name not in ("supported", "invalid")] if task == "questions" else None
-    shown_at = {}
-    if task == "questions" and (model / "config.json").is_file():  # a run folder
+    place = output_dir or (model if (model / "config.json").is_file() else None)  # the run's own folder
+    if task == "questions" and place is not None:
         from refrag.eval.report import write_report
 
-        shown_at = write_report(model, rows)
-    told: list[Any] = [table(rows, columns), *([f"report: {shown_at['report']}"] if shown_at else [])]
-    out.result({"results": rows, **({"files": shown_at} if shown_at else {})}, told)
+        files |= write_report(place, rows)
+    told: list[Any] = [table(rows, columns), *([f"report: {files['report']}"] if "report" in files else [])]
+    out.result({"results": rows, **({"files": files} if files else {})}, told)
 
 
 @verb(app)

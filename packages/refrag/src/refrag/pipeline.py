@@ -20,6 +20,7 @@ from refrag.eval.reconstruction import measure_reconstruction
 from refrag.inference.generator import RefragGenerator
 from refrag.model.folder import load_decoder
 from refrag.model.gate import Budget
+from refrag.model.tokenization_refrag import RefragTokenizer
 from refrag.sample.facts import generate, generate_groups
 from refrag.sample.tiny import assemble, make_tiny
 from refrag.training.alignment import AlignmentBatches, AlignmentObjective, AlignmentWeights
@@ -108,6 +109,8 @@ class RunSettings:
         for name in ("compression", "lora_rank", "examples", "questions", "longest", "context", "target"):
             if getattr(self, name) < 1:
                 raise UserError(f"must be at least 1, not {getattr(self, name)}", name)
+        if not self.training_model or set(self.training_model) - set("ped"):
+            raise UserError(f"{self.training_model!r} names no parts", "training_model", "Use letters of p, e and d")
         if any(k < 1 for k in self.rates):
             raise UserError(f"must be at least 1, not {min(self.rates)}", "rates")
 
@@ -164,6 +167,7 @@ def train_run(
         generator = (
             RefragGenerator.from_pretrained(folder / MODEL, device="cpu") if resume else _generator(settings, corpus)
         )
+        _batches(settings, generator.tokenizer, corpus).batch(0, 0, 1)  # what cannot be trained on shows here
         hashes = {} if settings.data == "sample" else {"data": sha256_file(Path(settings.data))}
         run = (
             RunFolder.resume(folder, track=track)
@@ -181,6 +185,8 @@ def train_run(
     generator = RefragGenerator.from_pretrained(folder / MODEL, device="cpu")
     try:
         return _train(settings, folder, generator, corpus, run, resume, device, log, advance)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"go on with refrag train --resume {folder}") from None
     finally:
         if run is not None:
             run.close()
@@ -197,7 +203,7 @@ def _train(
     log: Log,
     advance: Callable[[float], None],
 ) -> dict[str, Any]:
-    objective, batches = _stage(settings, generator, corpus)
+    objective, batches = _objective(settings, generator), _batches(settings, generator.tokenizer, corpus)
     losses: list[dict[str, float]] = []
 
     def step(number: int, found: dict[str, float]) -> None:
@@ -213,7 +219,7 @@ def _train(
         return results
     if settings.loop.engine == "fsdp2":  # its layers stay spread over the processes: take a whole copy
         generator = RefragGenerator.from_pretrained(folder / MODEL, device="cpu")
-        load_trained(folder, _stage(settings, generator, corpus)[0])
+        load_trained(folder, _objective(settings, generator))
     if settings.lora:
         merge_lora(generator.model.decoder)
     if settings.stage == "questions":
@@ -226,6 +232,13 @@ def _train(
     run.write_results(results)
     run.write_card(_card(settings, results, run))
     return results
+
+
+def told(results: Mapping[str, Any]) -> str:
+    """What ``train_run`` gave, in one line: where the model lies, and its losses."""
+    first, last = results["first"].get("loss"), results["last"].get("loss")
+    losses = f", loss {first:.3f} at first, {last:.3f} at last" if first is not None and last is not None else ""
+    return f"{results['model']}{losses}"
 
 
 def evaluate_run(
@@ -311,8 +324,15 @@ def _texts(data: str, limit: int | None, seed: int) -> list[str]:
 
 
 def model_folder(path: Path) -> Path:
-    """The model of a run folder, or the folder itself."""
-    return path / MODEL if (path / MODEL / "refrag.json").exists() else path
+    """The model of a run folder, or the folder itself.
+
+    Raises:
+        UserError: if the run is not finished: its model is still the one that it began with.
+    """
+    run = path.parent if path.name == MODEL and (path.parent / "config.json").is_file() else path
+    if (run / MODEL / "refrag.json").is_file() and not (run / "results.json").is_file():
+        raise UserError("this run is not finished", run, f"Go on: refrag train --resume {run}")
+    return run / MODEL if (run / MODEL / "refrag.json").is_file() else path
 
 
 def evaluate_questions(
@@ -399,16 +419,22 @@ def _generator(settings: RunSettings, corpus: _Corpus) -> RefragGenerator:
     )
 
 
-def _stage(settings: RunSettings, generator: RefragGenerator, corpus: _Corpus) -> tuple[Any, Batches]:
-    """The losses and the batches of a stage, and what may learn."""
-    model, tokenizer, loop = generator.model, generator.tokenizer, settings.loop
+def _objective(settings: RunSettings, generator: RefragGenerator) -> Any:
+    """The losses of a stage, and what may learn."""
+    model = generator.model
     model.set_trained(settings.training_model)
     if settings.lora:
-        add_lora(model.decoder, settings.lora_rank, loop.seed)
+        add_lora(model.decoder, settings.lora_rank, settings.loop.seed)
     if settings.stage == "alignment":
-        aligned = AlignmentBatches(corpus.texts, tokenizer, loop.batch_size, settings.max_tokens, loop.seed)
-        return AlignmentObjective(model, settings.weights), aligned
-    objective = ContinuationObjective(model, tokenizer)
+        return AlignmentObjective(model, settings.weights)
+    return ContinuationObjective(model, generator.tokenizer)
+
+
+def _batches(settings: RunSettings, tokenizer: RefragTokenizer, corpus: _Corpus) -> Batches:
+    """The batches of a stage; text that is too short for them is a ``UserError``."""
+    loop = settings.loop
+    if settings.stage == "alignment":
+        return AlignmentBatches(corpus.texts, tokenizer, loop.batch_size, settings.max_tokens, loop.seed)
     kinds: list[Any] = []
     own = tokenizer.compression
     for k in settings.rates or (own,):
@@ -440,8 +466,8 @@ def _stage(settings: RunSettings, generator: RefragGenerator, corpus: _Corpus) -
                 )
             )
     if kinds:
-        return objective, TurnBatches(kinds)
-    return objective, QuestionBatches(corpus.groups, tokenizer, loop.batch_size, loop.seed)
+        return TurnBatches(kinds)
+    return QuestionBatches(corpus.groups, tokenizer, loop.batch_size, loop.seed)
 
 
 def _fit_gate(

@@ -58,6 +58,8 @@ def test_train_then_predict(tmp_path):
     assert row["name"] == "k=8" and row["tokens"] > 10 and row["full"] > 0
     out, _ = refrag("predict", *given, "--explain")
     assert f"{answer['window_length']} positions in place of {answer['full_length']}" in out
+    for option in (("--seed", 5), ("--set", "loop.steps=3"), ("-o", tmp_path / "else")):
+        assert "keeps its own data and settings" in refrag("train", "--resume", run, *option, code=2)[1]
     again, _ = refrag("train", "--resume", run, "--json")
     assert json.loads(again)["model"] == str(run / "model")
     _, err = refrag("train", *SMALL, "-o", run, code=2)
@@ -68,7 +70,8 @@ def test_train_then_predict(tmp_path):
     files = json.loads(out)["files"]
     assert (
         all(Path(path).stat().st_size > 500 for path in files.values())
-        and "gate 0.3" in (run / "report.html").read_text()
+        and "gate 0.3" in (tmp_path / "tables" / "report.html").read_text()
+        and not (run / "report.html").exists()
     )
     table = json.loads((tmp_path / "tables" / "questions.json").read_text())
     assert table["command"].endswith("--expand 0.3 --limit 3") and len(table["rows"]) == 10
@@ -101,6 +104,8 @@ def test_questions_from_a_file_and_parts_from_folders(tmp_path):
         (["train", "--data", "a.jsonl"], "no such file"),
         (["train", "--set", "examples=0"], "examples"),
         (["train", "--set", "decoder_training=some"], "decoder_training"),
+        (["train", "--set", "training_model=xyz"], "names no parts"),
+        (["train", "--stage", "reconstruction", "--data", "short.txt"], "no text has"),
         (["train", "--stage", "alignment", "--data", "absent.txt"], "no such file"),
         (["train", "--set", "loop.stepz=3"], "unknown key loop.stepz"),
         (["predict", "Why?", "--doc", "absent.txt", "--model", "x"], "no such file"),
@@ -115,6 +120,7 @@ def test_questions_from_a_file_and_parts_from_folders(tmp_path):
 )
 def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "short.txt").write_text("Too short.\n")
     out, err = refrag(*arguments, code=2)
     assert out == "" and message in err.lower() and err.strip().count("\n") == 0
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]

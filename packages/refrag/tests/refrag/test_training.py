@@ -3,6 +3,8 @@
 import copy
 import itertools
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from refrag_tokenizers import SENTENCES
 from torch.nn import functional as F
 
 from latentlab_shared.errors import RunFailed, UserError
+from refrag.pipeline import model_folder
 from refrag.training.alignment import (
     AlignmentBatches,
     AlignmentObjective,
@@ -20,7 +23,7 @@ from refrag.training.alignment import (
     collate,
     make_example,
 )
-from refrag.training.loop import CHECKPOINT, LoopSettings, learning_rate_share, run_steps
+from refrag.training.loop import CHECKPOINT, LoopSettings, learning_rate_share, run_steps, steps_done
 from refrag.training.objectives import (
     ContinuationObjective,
     NextParagraphBatches,
@@ -263,6 +266,36 @@ def test_resumed_is_uninterrupted(tmp_path, stage):
     again = run_steps(*make(), FAST, folder=tmp_path, resume=True, log=lambda s, f: parts.append((s, f["loss"])))
     assert whole == parts
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), again.parameters(), strict=True))
+
+
+def test_ctrl_c_ends_the_step_and_keeps_it(tmp_path):
+    tokenizer = make_tokenizer()
+
+    def make():
+        return AlignmentObjective(fresh("ped")), AlignmentBatches(SENTENCES, tokenizer, 2, 30, 0)
+
+    def interrupt(step, found):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    straight = run_steps(*make(), FAST)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run_steps(*make(), FAST, folder=tmp_path, log=interrupt)
+    assert signal.getsignal(signal.SIGINT) is before and steps_done(tmp_path) in (3, 4)
+    again = run_steps(*make(), FAST, folder=tmp_path, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), again.parameters(), strict=True))
+
+
+def test_a_run_that_is_not_finished_has_no_model_yet(tmp_path):
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "model/refrag.json"):
+        (tmp_path / name).write_text("{}")
+    for asked in (tmp_path, tmp_path / "model"):
+        with pytest.raises(UserError, match=f"not finished. Go on: refrag train --resume {tmp_path}"):
+            model_folder(asked)
+    (tmp_path / "results.json").write_text("{}")
+    assert model_folder(tmp_path) == model_folder(tmp_path / "model") == tmp_path / "model"
 
 
 def test_checkpoints_that_do_not_fit(tmp_path):

@@ -16,7 +16,7 @@ from typing import Any
 
 from latentlab_shared.errors import RunFailed, UserError
 from latentlab_shared.files import to_json
-from refrag.framework.apps import run_app
+from refrag.framework.apps import check_app, run_app
 from refrag.framework.batch import batch_request, submit
 from refrag.framework.overlay import make_overlay
 from refrag.framework.run import QUIET
@@ -24,6 +24,7 @@ from refrag.framework.run import QUIET
 ENTRY = ("-m", "refrag.framework.run")
 _LAUNCHERS = ("env=", "env.", "driver=", "driver.")
 _HOME = "/app"  # in the container
+_LEAST = {"nproc_per_node": 1, "nnodes": 1, "node_rank": 0, "master_port": 1}
 
 
 def launch(config: Mapping[str, Any], overrides: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -38,10 +39,9 @@ def launch(config: Mapping[str, Any], overrides: Sequence[str], folder: Path) ->
         UserError: for a place that is unknown.
         RunFailed: if a process of the run fails.
     """
+    check_place(config)
     env, driver = config["env"], config["driver"]
     name = env["name"]
-    if driver["name"] not in ("inline", "torchrun"):
-        raise UserError(f"{driver['name']!r} is no driver", "driver", "Use inline or torchrun")
     if name == "awsbatch":
         overlay = make_overlay(env["overlay"]) if env["overlay"] else None
         request = batch_request(
@@ -53,14 +53,45 @@ def launch(config: Mapping[str, Any], overrides: Sequence[str], folder: Path) ->
         return submit(request, overlay)
     if name == "docker":
         return _run(docker_command(env, inner_overrides(overrides, elsewhere(folder))), env["dry_run"])
-    if name not in ("local", "torchrun"):
-        raise UserError(f"{name!r} is no env", "env", "Use local, torchrun, docker or awsbatch")
     if name == "torchrun" or driver["name"] == "torchrun" or env["nproc_per_node"] > 1:
         sizes = {**env, **driver} if driver["name"] == "torchrun" and name == "local" else env
         return _run(torchrun_command(sizes, inner_overrides(overrides, folder)), env["dry_run"])
     if env["dry_run"]:
         return _run([sys.executable, *ENTRY, *inner_overrides(overrides, folder)], True)
     return run_app(config, folder)
+
+
+def check_place(config: Mapping[str, Any]) -> None:
+    """Refuse a place that nothing can be started at.
+
+    Raises:
+        UserError: for one that is unknown, or counts that are none.
+    """
+    env, driver = config["env"], config["driver"]
+    if env["name"] not in ("local", "torchrun", "docker", "awsbatch"):
+        raise UserError(f"{env['name']!r} is no env", "env", "Use local, torchrun, docker or awsbatch")
+    if driver["name"] not in ("inline", "torchrun"):
+        raise UserError(f"{driver['name']!r} is no driver", "driver", "Use inline or torchrun")
+    for where, sizes in (("env", env), ("driver", driver)):
+        for key, least in _LEAST.items():
+            if sizes.get(key, least) < least:
+                raise UserError(f"must be at least {least}, not {sizes[key]}", f"{where}.{key}")
+    if env["name"] == "torchrun":
+        if env["rdzv_backend"] == "static" and not env["standalone"] and env["node_rank"] >= env["nnodes"]:
+            raise UserError(f"{env['nnodes']} nodes have no rank {env['node_rank']}", "env.node_rank", "Ranks are from 0")
+        torchrun_command(env, ())
+
+
+def check_job(config: Mapping[str, Any]) -> None:
+    """Find the mistakes of a composed configuration that need no data to be read.
+
+    Raises:
+        UserError: for a place, a setting, a file or a model that cannot be.
+    """
+    check_place(config)
+    if config["env"]["name"] in ("docker", "awsbatch"):  # files of another machine
+        config = {**config, "app": {**config["app"], "dataset": None, "from_model": ""}, "dataset": {"path": None}}
+    check_app(config)
 
 
 def inner_overrides(overrides: Sequence[str], folder: Path) -> list[str]:

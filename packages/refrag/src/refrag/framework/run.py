@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,38 +40,83 @@ def _main(config_name: str, arguments: list[str], codes: list[int]) -> None:
         from omegaconf.errors import OmegaConfBaseException
     except ImportError:
         raise NeedsExtra("hydra-core", "launch", "latentlab-refrag") from None
-    from refrag.framework.launch import launch
+    from refrag.framework.launch import check_job, launch
     from refrag.framework.schemas import check_keys, register_schemas
 
     refuse_secrets(arguments)
     forget_marker()
     register_schemas()
 
-    def checked(config: Any) -> None:
-        held = HydraConfig.get()
+    def job(config: Any, overrides: Sequence[str], folder: str) -> tuple[dict[str, Any], list[str], Path]:
         check_keys(config)
         values: Any = OmegaConf.to_container(config, resolve=True)
-        overrides = list(held.overrides.task)
-        if config_name != "config":
-            overrides.insert(0, f"app={values['app']['name']}")
-        launch(values, overrides, Path(held.runtime.output_dir) / "run")
+        check_job(values)
+        named = [f"app={values['app']['name']}"] if config_name != "config" else []
+        return values, [*named, *overrides], Path(folder).absolute() / "run"
+
+    def checked(config: Any) -> None:
+        held = HydraConfig.get()
+        launch(*job(config, held.overrides.task, held.runtime.output_dir))
 
     def run(config: Any) -> None:
         codes.append(guarded(lambda: checked(config)))
+
+    try:  # a mistake is found before Hydra makes a folder, and what is only printed needs none
+        jobs = [job(*composed) for composed in _composed(config_name, arguments)]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_line(error), "configuration") from None
+    if jobs and all(values["env"]["dry_run"] for values, *_ in jobs):
+        for given in jobs:
+            launch(*given)
+        return
 
     quiet = QUIET if any(map(_NEXT_NODE.match, arguments)) else ()  # the first node keeps the files of a run
     sys.argv = [sys.argv[0], *arguments, *quiet]
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, in place of printing and leaving
-    composed: Any = hydra.main(version_base="1.3", config_path="pkg://refrag.conf", config_name=config_name)
+    main: Any = hydra.main(version_base="1.3", config_path="pkg://refrag.conf", config_name=config_name)
     try:
-        composed(run)()
+        main(run)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_line(error), "configuration") from None
     finally:
         os.environ.pop("HYDRA_FULL_ERROR")
         if before is not None:
             os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _composed(config_name: str, arguments: Sequence[str]) -> list[tuple[Any, list[str], str]]:
+    """Configuration, overrides and folder of every job of a command line; nothing is written.
+
+    There are none where an option asks Hydra for something else, such as ``--help``.
+    """
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import open_dict
+
+    options = {word for word in arguments if word.startswith("-")}
+    if options - {"-m", "--multirun"}:
+        return []
+    found = []
+    with initialize_config_module("refrag.conf", version_base="1.3"):
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        ways = [
+            [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()]
+            if options and item.is_discrete_sweep()
+            else [str(item.input_line)]
+            for item in parser.parse_overrides([word for word in arguments if word not in options])
+        ]
+        for number, overrides in enumerate(product(*ways)):
+            numbered = [f"hydra.job.num={number}"] if options else []
+            config = compose(config_name, [*overrides, *numbered], return_hydra_config=True)
+            held = config.hydra
+            folder = str(Path(held.sweep.dir, held.sweep.subdir) if options else held.run.dir)
+            task = list(held.overrides.task)
+            with open_dict(config):
+                del config["hydra"]
+            found.append((config, task, folder))
+    return found
 
 
 def _line(error: Exception) -> str:

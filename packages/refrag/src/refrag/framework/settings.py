@@ -25,7 +25,8 @@ def run_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     training = {key: value for key, value in (app.get("training") or {}).items() if value is not None}
     merged = {**trainer, **training}
     loop = {k: v for k, v in merged.items() if k not in ("epochs", "steps_per_epoch", "training_model")}
-    steps = config["train"]["steps"] or merged["epochs"] * merged["steps_per_epoch"]
+    steps = config["train"]["steps"]
+    steps = merged["epochs"] * merged["steps_per_epoch"] if steps is None else steps
     engine = config["engine"]["name"]
     loop |= {"steps": steps, "seed": config["seed"], "engine": "ddp" if engine == "single" else engine}
     values = {

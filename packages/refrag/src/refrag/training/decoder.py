@@ -232,15 +232,18 @@ def pretrain_decoder(
             tokenizer.save_pretrained(home)
             decoder.save_pretrained(home)
         if not finish:
-            run_steps(
-                objective,
-                batches,
-                settings.loop,
-                folder=folder,
-                resume=resume,
-                log=lambda step, found: run.log(step, **found),
-                advance=advance,
-            )
+            try:
+                run_steps(
+                    objective,
+                    batches,
+                    settings.loop,
+                    folder=folder,
+                    resume=resume,
+                    log=lambda step, found: run.log(step, **found),
+                    advance=advance,
+                )
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"go on with refrag pretrain-decoder --resume {folder}") from None
         kept = LanguageObjective(load_decoder(home))
         load_trained(folder, kept)  # in one piece, whatever the engine did with its own
         kept.decoder.save_pretrained(home)
@@ -254,7 +257,12 @@ def pretrain_decoder(
         }
         run.write_results(results)
         code = f"from transformers import AutoModelForCausalLM\n\nAutoModelForCausalLM.from_pretrained({DECODER!r})"
-        use = f"```python\n{code}\n```"
-        card = model_card("A small decoder", "Trained by `refrag pretrain-decoder`.", {"Use": use}, run)
-        run.write_card(card)
+        nats = results["nats"]
+        sections = {
+            "Use": f"```python\n{code}\n```",
+            "Training data": f"`{Path(settings.data).name}`, {len(batches.stream):,} tokens, {results['steps']} steps",
+            "Validation": "nothing was held out" if nats is None else f"{nats:.3f} nats per token of unseen texts",
+            "Limits": "A small language model of its training texts. It follows no instructions.",
+        }
+        run.write_card(model_card("A small decoder", "Trained by `refrag pretrain-decoder`.", sections, run))
     return results

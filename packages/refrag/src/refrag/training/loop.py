@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, Protocol
 
 import torch
@@ -115,6 +119,7 @@ def run_steps(
     Raises:
         UserError: if nothing is trainable, or the checkpoint is of other settings or damaged.
         RunFailed: if a gradient is not finite.
+        KeyboardInterrupt: on Ctrl-C, after the step in hand and a checkpoint.
     """
     if not any(p.requires_grad for p in objective.parameters()):
         raise UserError("nothing is trainable", "training_model", "Name parts to train: p, e, d")
@@ -138,29 +143,55 @@ def run_steps(
     wrapped, stepped = (objective, optimiser) if sharded else accelerator.prepare(objective, optimiser)
     step = _load(folder / CHECKPOINT, trained, optimiser, settings) if folder is not None and resume else 0
     wrapped.train()
-    while step < min(settings.steps, stop_after or settings.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate * learning_rate_share(step, settings.steps, settings.warmup)
-        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.bf16):
-            losses: dict[str, Tensor] = wrapped(batches.batch(step, rank, world))
-        stepped.zero_grad(set_to_none=True)
-        accelerator.backward(losses["loss"])
-        norm = _whole(nn.utils.clip_grad_norm_(trained.values(), settings.clip))
-        if not torch.isfinite(norm):
-            raise RunFailed(f"the gradient is not finite at step {step + 1}", "learning_rate", "Lower it")
-        stepped.step()
-        step += 1
-        found = {name: float(value.detach()) for name, value in losses.items()}
-        ends = step in (settings.steps, stop_after)
-        held = None
-        if folder is not None and (ends or step % settings.checkpoint_every == 0):
-            held = _gathered(trained, optimiser)  # by all processes
-        if accelerator.is_main_process:
-            log(step, found)
-            if folder is not None and held is not None:
-                _save(folder / CHECKPOINT, held, settings, step)
-        advance(1)
+    # Of several processes each is interrupted at a step of its own: their checkpoints are the regular ones.
+    with _patient_interrupt(world == 1) as interrupted:
+        while step < min(settings.steps, stop_after or settings.steps):
+            for group in optimiser.param_groups:
+                group["lr"] = settings.learning_rate * learning_rate_share(step, settings.steps, settings.warmup)
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.bf16):
+                losses: dict[str, Tensor] = wrapped(batches.batch(step, rank, world))
+            stepped.zero_grad(set_to_none=True)
+            accelerator.backward(losses["loss"])
+            norm = _whole(nn.utils.clip_grad_norm_(trained.values(), settings.clip))
+            if not torch.isfinite(norm):
+                raise RunFailed(f"the gradient is not finite at step {step + 1}", "learning_rate", "Lower it")
+            stepped.step()
+            step += 1
+            found = {name: float(value.detach()) for name, value in losses.items()}
+            leave = interrupted.is_set()
+            ends = leave or step in (settings.steps, stop_after)
+            held = None
+            if folder is not None and (ends or step % settings.checkpoint_every == 0):
+                held = _gathered(trained, optimiser)  # by all processes
+            if accelerator.is_main_process:
+                log(step, found)
+                if folder is not None and held is not None:
+                    _save(folder / CHECKPOINT, held, settings, step)
+            advance(1)
+            if leave:
+                break
+    if interrupted.is_set():
+        raise KeyboardInterrupt
     return objective.eval()
+
+
+@contextmanager
+def _patient_interrupt(wanted: bool) -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets, so that a step is ended and kept; a second one interrupts at once."""
+    asked = threading.Event()
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def steps_done(folder: Path) -> int:

@@ -16,9 +16,12 @@ Config = Mapping[str, Any]
 
 def train(config: Config, folder: Path) -> dict[str, Any]:
     """A stage of training into ``folder``."""
-    from refrag.pipeline import train_run
+    from refrag.pipeline import told, train_run
 
-    return train_run(folder, make_settings(config), log=_say)
+    results = train_run(folder, make_settings(config), log=_say)
+    if _first():
+        print(told(results), flush=True)  # noqa: T201  (the result)
+    return results
 
 
 def evaluate(config: Config, folder: Path) -> dict[str, Any]:
@@ -32,13 +35,13 @@ def evaluate(config: Config, folder: Path) -> dict[str, Any]:
         rows = evaluate_questions(
             model, data, fractions=app["expand"], rates=app["compression"], limit=app["limit"], log=_say
         )
-    elif app["task"] == "perplexity":
+    else:
+        _check_task(app["task"])
         rates = app["compression"] or [4, 8, 16, 32]
         sizes = {"context": app["context"], "target": app["target"]}
         rows = evaluate_run(model, data, rates=rates, limit=app["limit"], **sizes)
-    else:
-        raise UserError(f"{app['task']!r} is no task", "app.task", "Use questions or perplexity")
     write_json(folder / "results.json", {"rows": rows})
+    print(folder / "results.json", flush=True)  # noqa: T201  (the result)
     return {"results": str(folder / "results.json"), "rows": rows}
 
 
@@ -86,6 +89,30 @@ APPS: dict[str, Callable[[Config, Path], dict[str, Any]]] = {
 }
 
 
+def check_app(config: Config) -> None:
+    """Find mistakes before anything is written.
+
+    Raises:
+        UserError: for a setting, a file or a model that cannot be.
+    """
+    app = config["app"]
+    if app["name"] in ("alignment", "train"):
+        make_settings(config)
+    if app["name"] == "eval":
+        _check_task(app["task"])
+        dataset_path(config)
+    if app.get("from_model"):
+        from refrag.model.folder import read_model_config
+        from refrag.pipeline import model_folder
+
+        read_model_config(model_folder(Path(app["from_model"])))
+
+
+def _check_task(task: str) -> None:
+    if task not in ("questions", "perplexity"):
+        raise UserError(f"{task!r} is no task", "app.task", "Use questions or perplexity")
+
+
 def run_app(config: Config, folder: Path) -> dict[str, Any]:
     """Run the chosen app in this process; it leaves the other processes, if there are any, in order."""
     try:
@@ -96,6 +123,11 @@ def run_app(config: Config, folder: Path) -> dict[str, Any]:
             distributed.destroy_process_group()
 
 
+def _first() -> bool:
+    """Whether this is the first process of a run."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _say(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
+    if _first():
         sys.stderr.write(line + "\n")
