@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from clara_absa.data_utils import drop_held_out, merge_sentences, read_file, rea
 from clara_absa.data_utils.readers import parse_inline
 from clara_absa.data_utils.splits import sentence_key
 from clara_absa.sample.generator import demo, generate, sample_part
-from latentlab_shared.errors import UserError
+from clara_absa.training.settings import examples_of
+from latentlab_shared.errors import NeedsNetwork, UserError
 
 TERM = '<aspectTerm from="{}" polarity="{}" term="{}" to="{}"/>'
 
@@ -64,9 +66,24 @@ GOOD = ("Nice soup", TERM.format(5, "positive", "soup", 9))
         ("a.csv", "text,aspect,polarity,start,end\nNice soup,soup,positive,5,\n", 2, "start and end"),
         ("a.jsonl", '{"text": "a", "aspects": []}\n{"text": 1}\n', 2, "a row is"),
         ("a.jsonl", '{"text": "a",\n', 1, "not valid JSON"),
+        (
+            "a.jsonl",
+            '\n{"text": "a \\ud800", "aspects": [{"term": "a", "polarity": "positive"}]}',
+            2,
+            "half a character",
+        ),
+        ("a.jsonl", '{"text": "a", "aspects": [{"term": "\\udfff", "polarity": "positive"}]}', 1, "half a character"),
+        (
+            "a.jsonl",
+            '{"id": "\\ud800", "text": "a", "aspects": [{"term": "a", "polarity": "1"}]}',
+            1,
+            "half a character",
+        ),
+        ("a.csv", f"text,aspect,polarity\nNice,{'x' * 201},positive\n", 2, "200 characters"),
         ("a.jsonl", '{"text": "Nice", "aspects": [{"term": "soup", "polarity": "positive", "start": 0}]}', 1, "half a"),
         ("a.txt", "[B-ASP]Soup[E-ASP] is good $LABEL$ Positive, Negative\n", 1, "1 aspects and 2 labels"),
         ("a.txt", "\n[B-ASP]Soup is good $LABEL$ Positive\n", 2, "opened and closed"),
+        ("a.txt", "Soup is good $LABEL$ Positive\n", 1, "no [B-ASP]aspect[E-ASP]"),
     ],
 )
 def test_a_fault_is_one_line_with_its_place(tmp_path, name, text, line, said):
@@ -171,6 +188,30 @@ def test_a_part_is_found_by_name_or_its_absence_said(tmp_path):
         read_part(tmp_path, "train", "joint")
 
 
+def test_a_lone_file_is_split_and_no_sentence_stands_in_two_parts(tmp_path):
+    rows = [f"Soup {n} was good,soup,positive\nThe tea {n} was bad,tea,negative\n" for n in range(20)]
+    rows += ["soup 3 WAS good!,good,positive\n", "喫茶店 一,店,neutral\n", "喫茶店 二,店,neutral\n"]
+    header = "text,aspect,polarity\n"
+    path = write(tmp_path, "train.csv", header + "".join(rows))
+    parts = {part: read_part(path, part) for part in ("train", "val", "test")}
+    assert {part: len(held) for part, held in parts.items()} | {"train": 0} == {"train": 0, "val": 4, "test": 4}
+    held = [{sentence_key(e.text) or e.text for e in examples} for examples in parts.values()]
+    assert not held[0] & held[1] and not held[0] & held[2] and not held[1] & held[2]
+    together = {e.text for examples in parts.values() for e in examples}
+    assert together == {e.text for e in read_file(path)}
+    turned = write(tmp_path, "turned.csv", header + "".join(reversed(rows)))  # the file's order does not matter
+    for part, examples in parts.items():
+        assert {e.text for e in read_part(turned, part)} == {e.text for e in examples}
+    assert read_part(path, "train", limit=3) == parts["train"][:3]
+    assert examples_of(str(path), "test") == parts["test"]
+    assert examples_of(str(path), "test", whole=True) == read_file(path)
+    few = write(tmp_path, "few.csv", header + "A,A,positive\na!,a,positive\nB,B,negative\n")
+    with pytest.raises(UserError, match="2 different sentences cannot be parted"):
+        read_part(few, "train")
+    few.write_text(header + "A,A,positive\nB,B,negative\nC,C,negative\n")
+    assert sorted(len(read_part(few, part)) for part in ("train", "val", "test")) == [1, 1, 1]
+
+
 def test_generated_sentences_need_their_context():
     examples = generate(300, seed=1)
     assert examples == generate(300, seed=1) != generate(300, seed=2)
@@ -204,3 +245,18 @@ def test_prepare_converts_and_counts(tmp_path):
     with pytest.raises(UserError):
         prepare_data(str(tmp_path / "in"), tmp_path / "other")
     assert not (tmp_path / "other").exists()
+    [account] = prepare_data(str(tmp_path / "in" / "train.xml"), tmp_path / "one").values()  # a lone file stays whole
+    assert account["sentences"] == 1 and (tmp_path / "one" / "train.jsonl").is_file()
+
+
+@pytest.mark.parametrize("flag", ["--source", "--data"])
+def test_a_download_without_a_network_leaves_no_folder_and_names_the_way_without(tmp_path, monkeypatch, flag):
+    from clara_absa.data_utils import prepare
+
+    with socket.socket() as closed:  # a port that nobody listens on
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(prepare, "MAMS_URL", f"http://127.0.0.1:{closed.getsockname()[1]}/{{task}}/{{part}}.xml")
+        (tmp_path / "kept").mkdir()
+        with pytest.raises(NeedsNetwork, match=f"give its folder with {flag}"):
+            prepare.prepare_data("mams", tmp_path / "kept" / "data" / "raw2", flag=flag)
+    assert [p.name for p in tmp_path.rglob("*")] == ["kept"]

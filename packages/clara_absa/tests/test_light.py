@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clara_helpers import EXAMPLES, TOKENIZER
@@ -70,6 +70,17 @@ def test_the_first_vectors_are_a_memory_of_their_own():
     reader.queries = torch.nn.Parameter(reader.queries[:2].clone())
     short, _ = reader(packed)
     assert torch.allclose(whole[:2], short, atol=1e-6)
+
+
+def test_a_text_behind_an_encoder_is_cut_between_its_marks(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "soup", "is", "##y"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    batcher = Batcher(Prompter(TOKENIZER), MemoryConfig(reader="encoder", max_text_tokens=8), 128, tokenizer)
+    for text, kept in (("soup is " * 4, 32), ("soup is soupy", 13), ("soup is " * 3 + "soup soupy", 33)):
+        assert batcher.kept(text) == kept, text
+        assert len(batcher.read(text)) <= 10
+        assert batcher.read(text[:kept]) == batcher.read(text)
 
 
 def test_one_gradient_reaches_encoder_and_decoder_and_words_stay():

@@ -85,18 +85,20 @@ class Batcher:
 
     def kept(self, text: str) -> int:
         """Characters of a text that are read: all, or those before the cut at ``max_tokens``."""
-        tokenizer, marks = self.prompter.tokenizer, 0
+        tokenizer, most, marks = self.prompter.tokenizer, self.max_tokens, 0
         if self.memory.reader == "encoder":
-            tokenizer, marks = self.encoder_tokenizer, 2  # its first and its last token are no text
+            tokenizer = self.encoder_tokenizer
+            marks = tokenizer.num_special_tokens_to_add()  # its first and its last token, as a rule, are no text
+            most += 2 - marks
         ids = self.read(text)
-        if len(ids) < self.max_tokens + marks:
+        if len(ids) < most + marks:
             return len(text)
         whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
-        if len(whole["input_ids"]) <= self.max_tokens:
+        if len(whole["input_ids"]) <= most:
             return len(text)
         if not tokenizer.is_fast:  # knows no places
             return min(len(text), len(tokenizer.decode(list(ids), skip_special_tokens=True)))
-        return int(whole["offset_mapping"][self.max_tokens - 1][1])
+        return int(whole["offset_mapping"][most - 1][1])
 
     def item(self, example: Example, teacher: Tensor | None = None) -> Item:
         """Tokenise a sentence with its training questions."""

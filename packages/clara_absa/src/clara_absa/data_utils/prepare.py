@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from clara_absa.data_utils.readers import write_jsonl
+from clara_absa.data_utils.readers import read_file, write_jsonl
 from clara_absa.data_utils.splits import PARTS, Kind, digest, find_part, read_part
 from latentlab_shared.errors import RunFailed, UserError
 from latentlab_shared.files import sha256_file
@@ -27,15 +28,17 @@ def prepare_data(
     task: Kind | str = "atsa",
     *,
     limit: int | None = None,
+    flag: str = "--source",
     advance: Callable[[float], None] = lambda _: None,
 ) -> dict[str, dict[str, Any]]:
-    """Download MAMS, or convert a file or a folder to ``train.jsonl`` and so on.
+    """Download MAMS, or convert a file or a folder to ``train.jsonl`` and so on; a failure leaves no folder.
 
     Args:
         source: "mams", a file or a folder.
         folder: to write to.
         task: "atsa", "acsa" or "joint".
         limit: sentences of each part at most.
+        flag: option that takes a folder of one's own, named where there is no network.
         advance: told of downloaded bytes.
 
     Returns:
@@ -47,17 +50,19 @@ def prepare_data(
         UserError: if there is nothing to convert, or it is malformed.
     """
     if source == "mams":
-        _download(folder, advance)
+        with _no_empty_folders(folder / "ATSA", folder / "ACSA"):
+            _download(folder, flag, advance)
         origin, convert = folder, False
     else:
         origin, convert = Path(source).expanduser(), True
     chosen: Any = task
     parts = [part for part in PARTS if origin.is_dir() and find_part(origin, part, chosen)]
-    if origin.is_file():
-        parts = ["train"]
-    if not parts:
+    if not parts and not origin.is_file():
         raise UserError("there is nothing to prepare", origin, "Give mams, a file, or a folder with train.xml, val.xml")
-    read = {part: read_part(origin, part, chosen, limit=limit) for part in parts}  # all, before anything is written
+    # All, before anything is written; a lone file stays one file.
+    read = {part: read_part(origin, part, chosen, limit=limit) for part in parts}
+    if origin.is_file():
+        read = {"train": read_file(origin, limit=limit)}
     account: dict[str, dict[str, Any]] = {}
     for part, examples in read.items():
         if convert:
@@ -67,7 +72,20 @@ def prepare_data(
     return account
 
 
-def _download(folder: Path, advance: Callable[[float], None]) -> None:
+@contextmanager
+def _no_empty_folders(*made: Path) -> Iterator[None]:
+    """Take away folders that were made in the block, if it fails and they hold nothing that a rerun goes on with."""
+    new = sorted({p for path in made for p in (path, *path.parents) if not p.exists()}, reverse=True)
+    try:
+        yield
+    except BaseException:
+        for path in new:  # the deepest first
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _download(folder: Path, flag: str, advance: Callable[[float], None]) -> None:
     from latentlab_shared.download import download
 
     for task in ("ATSA", "ACSA"):
@@ -76,7 +94,7 @@ def _download(folder: Path, advance: Callable[[float], None]) -> None:
             download(
                 MAMS_URL.format(task=task, part=part),
                 target,
-                offline="Fetch siat-nlp/MAMS-for-ABSA elsewhere and give its folder with --source",
+                offline=f"Fetch siat-nlp/MAMS-for-ABSA elsewhere and give its folder with {flag}",
                 advance=advance,
             )
             expected = MAMS_SHA256.get((task, part))

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 from xml.parsers import expat
 
-from clara_absa.configs.schema import POLARITIES, Aspect, Example, Polarity
+from clara_absa.configs.schema import (
+    MAX_ASPECT_CHARACTERS,
+    POLARITIES,
+    Aspect,
+    Example,
+    Polarity,
+    ensure_characters,
+)
 from latentlab_shared.errors import UserError
 
 SUFFIXES = (".xml", ".csv", ".jsonl", ".txt")
@@ -69,8 +76,13 @@ def _polarity(value: object, path: Path, line: int) -> Polarity:
 
 
 def _example(id: str, text: str, aspects: Iterable[Aspect], path: Path, line: int) -> Example:
+    given = tuple(aspects)
+    for said in (id, text, *(aspect.term for aspect in given)):
+        ensure_characters(said, f"{path}:{line}")
+    if any(len(aspect.term) > MAX_ASPECT_CHARACTERS for aspect in given):
+        _bad(f"an aspect has more than {MAX_ASPECT_CHARACTERS} characters", path, line)
     try:
-        return Example(id, text, tuple(aspects))
+        return Example(id, text, given)
     except ValueError as error:
         _bad(str(error), path, line, "Spans count the characters of the text as it stands, from 0, end excluded")
 
@@ -217,11 +229,18 @@ def _json_aspect(value: Any, path: Path, line: int) -> Aspect:
 _MARK = re.compile(r"\[B-ASP\](.*?)\[E-ASP\]")
 
 
-def parse_inline(line: str) -> tuple[str, list[tuple[int, int]], list[str]]:
+def parse_inline(line: str, where: object = "text") -> tuple[str, list[tuple[int, int]], list[str]]:
     """PyABSA's markup: ``The [B-ASP]food[E-ASP] is good $LABEL$ Positive``.
+
+    Args:
+        line: the text with its marks.
+        where: it stands, for the error.
 
     Returns:
         The text without marks, the spans of its aspects in it, and the labels after ``$LABEL$`` as they stand.
+
+    Raises:
+        UserError: for a mark that is not opened or not closed.
     """
     marked, _, labels = line.partition("$LABEL$")
     marked = marked.rstrip() if labels else marked
@@ -232,16 +251,19 @@ def parse_inline(line: str) -> tuple[str, list[tuple[int, int]], list[str]]:
         spans.append((length + len(before), length + len(before) + len(found[1])))
         length, at = spans[-1][1], found.end()
     pieces.append(marked[at:])
-    return "".join(pieces), spans, [label.strip() for label in labels.split(",") if label.strip()]
+    text = "".join(pieces)
+    if "[B-ASP]" in text or "[E-ASP]" in text:
+        raise UserError("a mark is not opened and closed", where, "Write [B-ASP]food[E-ASP]")
+    return text, spans, [label.strip() for label in labels.split(",") if label.strip()]
 
 
 def _read_inline(text: str, path: Path) -> Iterator[Example]:
     for line, raw in enumerate(text.split("\n"), 1):
         if not raw.strip():
             continue
-        sentence, spans, labels = parse_inline(raw.rstrip("\r"))
-        if not spans or "[B-ASP]" in sentence or "[E-ASP]" in sentence:
-            _bad("no [B-ASP]aspect[E-ASP] that is opened and closed", path, line)
+        sentence, spans, labels = parse_inline(raw.rstrip("\r"), f"{path}:{line}")
+        if not spans:
+            _bad("no [B-ASP]aspect[E-ASP] in this line", path, line)
         if len(spans) != len(labels):
             _bad(f"{len(spans)} aspects and {len(labels)} labels", path, line, "End the line with $LABEL$ and a list")
         aspects = [

@@ -17,6 +17,7 @@ Part = Literal["train", "val", "test"]
 Kind = Literal["atsa", "acsa", "joint"]
 PARTS: tuple[Part, ...] = get_args(Part)
 KINDS: tuple[Kind, ...] = get_args(Kind)
+MIN_SENTENCES = 3
 _OTHER_NAMES = {"val": ("val", "valid", "dev"), "train": ("train",), "test": ("test",)}
 # The published layout, the one with raw/ inside, and a plain folder of parts.
 _HOMES = {
@@ -47,7 +48,7 @@ def read_part(source: Path, part: Part, kind: Kind = "atsa", *, limit: int | Non
     part. Other parts of "joint" are those of "atsa".
 
     Args:
-        source: a file (which is then the part) or a folder.
+        source: a folder, or a file, which is split: see `split_file`.
         part: "train", "val" or "test".
         kind: "atsa" for terms, "acsa" for categories, "joint".
         limit: sentences at most.
@@ -59,7 +60,7 @@ def read_part(source: Path, part: Part, kind: Kind = "atsa", *, limit: int | Non
     if kind not in KINDS or part not in PARTS:
         raise UserError(f"{kind!r}, {part!r}: no such task or part", "--task", f"Use {', '.join(KINDS)}")
     if source.is_file():
-        return read_file(source, limit=limit)
+        return split_file(read_file(source), source)[part][:limit]
     if not source.is_dir():
         raise UserError("there is no such file or folder", source, "Give --data a folder with train.xml and val.xml")
     path = find_part(source, part, kind)
@@ -81,6 +82,35 @@ def read_part(source: Path, part: Part, kind: Kind = "atsa", *, limit: int | Non
     ]
     kept, _ = drop_held_out(merge_sentences([*read_file(path), *read_file(categories)]), held_out)
     return kept[:limit]
+
+
+def split_file(examples: Sequence[Example], source: Path) -> dict[Part, list[Example]]:
+    """The parts of a lone file, each in the file's order: a tenth of its sentences for val, a tenth for test.
+
+    Sentences are ranked by a hash of their words, so the parts are the same in every run, whatever the file's order;
+    sentences that differ in case, blanks or punctuation only fall into one part.
+
+    Args:
+        examples: all of the file.
+        source: the file, for the error.
+
+    Raises:
+        UserError: for fewer than three different sentences.
+    """
+    keys = [" ".join(re.findall(r"\w+", example.text.casefold())) or example.text for example in examples]
+    ranked = sorted(set(keys), key=lambda key: hashlib.sha256(key.encode()).digest())
+    if len(ranked) < MIN_SENTENCES:
+        what = (
+            f"{len(ranked)} different sentence{'' if len(ranked) == 1 else 's'} cannot be parted in train, val and test"
+        )
+        raise UserError(what, source, "Give more, or a folder with train and val files")
+    held = max(1, len(ranked) // 10)
+    part_of: dict[str, Part] = dict.fromkeys(ranked, "train")
+    part_of |= dict.fromkeys(ranked[:held], "val") | dict.fromkeys(ranked[held : 2 * held], "test")
+    parts: dict[Part, list[Example]] = {part: [] for part in PARTS}
+    for key, example in zip(keys, examples, strict=True):
+        parts[part_of[key]].append(example)
+    return parts
 
 
 def sentence_key(text: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clara_absa.configs.base_config import ClaraConfig
 from clara_absa.configs.schema import Example
+from clara_absa.data_utils.readers import read_file
 from clara_absa.data_utils.splits import KINDS, PARTS, Kind, Part, read_part
 from latentlab_shared.errors import UserError
 
@@ -33,9 +34,18 @@ class RunSettings:
 
 
 def examples_of(
-    source: str, part: Part, task: Kind = "atsa", *, limit: int | None = None, seed: int = 0
+    source: str, part: Part, task: Kind = "atsa", *, limit: int | None = None, seed: int = 0, whole: bool = False
 ) -> list[Example]:
-    """Examples of a part of "sample", a file or a folder."""
+    """Examples of a part of "sample", a file or a folder.
+
+    Args:
+        source: where they are.
+        part: "train", "val" or "test".
+        task: "atsa", "acsa" or "joint".
+        limit: examples at most.
+        seed: of generated ones.
+        whole: take all of a file, which was not trained on, whatever the part; else it is split.
+    """
     if task not in KINDS:
         raise UserError(f"{task!r} is not a task", "--task", f"Use one of: {', '.join(KINDS)}")
     if part not in PARTS:
@@ -44,4 +54,12 @@ def examples_of(
         from clara_absa.sample.generator import sample_part
 
         return sample_part(part, seed, limit)
-    return read_part(Path(source), part, task, limit=limit)
+    path = Path(source).expanduser()
+    if whole and path.is_file():
+        return read_file(path, limit=limit)
+    return read_part(path, part, task, limit=limit)
+
+
+def is_lone_file(source: str) -> bool:
+    """Whether training data is one file, which `read_part` splits."""
+    return source != "sample" and Path(source).expanduser().is_file()
