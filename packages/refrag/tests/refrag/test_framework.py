@@ -12,6 +12,8 @@ import pytest
 from refrag_runs import HOME, composed, started
 
 from latentlab_shared.errors import UserError
+from refrag.framework.apps import run_app
+from refrag.framework.launch import check_job
 from refrag.framework.settings import dataset_path, make_settings
 
 pytest.importorskip("hydra", reason="hydra-core is not installed (extra: launch)")
@@ -128,11 +130,62 @@ def test_data_that_is_not_there(dataset, said, tmp_path, monkeypatch):
     [
         (["trainer.epoch=1"], "Key 'epoch' not in 'Trainer'"),
         (["app=alignment", "+app.nonsense=1"], "unknown key app.nonsense"),
+        (["app=train", "trainer.batch_size=-1"], "batch_size: must be at least 1, not -1"),
+        (["app=train", "env=torchrun", "env.nproc_per_node=0"], "env.nproc_per_node: must be at least 1, not 0"),
+        (["-m", "app=hello_dist", "env.nproc_per_node=1,0"], "env.nproc_per_node: must be at least 1"),
     ],
 )
-def test_a_mistake_is_one_line(overrides, said, tmp_path):
+def test_a_mistake_is_one_line_and_writes_nothing(overrides, said, tmp_path):
     told = started("run.py", *overrides, cwd=tmp_path, code=2)
     assert told.startswith("error: ") and told.count("\n") == 1 and said in told
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("env=torchrun env.nproc_per_node=-3", "env.nproc_per_node: must be at least 1"),
+        ("env=torchrun env.nnodes=0 env.standalone=false env.dry_run=true", "env.nnodes"),
+        ("env=torchrun env.node_rank=-1", "env.node_rank: must be at least 0"),
+        ("env=torchrun env.standalone=false env.nnodes=2 env.node_rank=2", "2 nodes have no rank 2"),
+        ("env=torchrun env.standalone=false env.rdzv_backend=etcd", "no rendezvous"),
+        ("env=torchrun env.master_port=0", "env.master_port"),
+        ("env=local env.nproc_per_node=0 env.dry_run=true", "env.nproc_per_node"),
+        ("env=docker env.nproc_per_node=0", "env.nproc_per_node"),
+        ("env=awsbatch env.nnodes=-1", "env.nnodes"),
+        ("driver=torchrun driver.nproc_per_node=0", "driver.nproc_per_node"),
+        ("app=train train.steps=0", "steps: must be at least 1"),
+        ("app=train app.training.batch_size=0 env=docker", "batch_size"),
+        ("app=eval app.task=nope", "no task"),
+        ("app=eval app.from_model=absent", "there is no model here"),
+        ("app=train app.from_model=absent", "there is no model here"),
+        ("app=train +app.dataset.path=absent.txt", "no such file"),
+    ],
+)
+def test_what_cannot_run_is_found_before_it_is_started(line, said):
+    with pytest.raises(UserError, match=said):
+        check_job(composed(line))
+
+
+def test_files_of_other_machines_are_not_looked_for():
+    for line in ("env=docker", "env=awsbatch", "env=torchrun env.dry_run=true"):
+        check_job(composed(f"app=train app.from_model=runs/absent +app.dataset.path=absent.txt {line}"))
+
+
+def test_what_is_only_printed_leaves_nothing(tmp_path):
+    out = started("run.py", "app=train", "env=torchrun", "env.dry_run=true", cwd=tmp_path)
+    folder = re.search(r"hydra\.run\.dir='([^']+)'", out.replace("'\"'\"'", "'"))
+    assert out.count("\n") == 1 and folder and folder[1].startswith(str(tmp_path / "runs/refrag/train"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_names_its_model(tmp_path, capsys):
+    """On stdout, one line, as ``refrag train`` does; the log is elsewhere."""
+    sizes = "trainer.batch_size=2 train.steps=2 seed=3"
+    found = run_app(composed(f"app=alignment {sizes}"), tmp_path / "run")
+    out = capsys.readouterr().out
+    assert out.startswith(f"{tmp_path / 'run' / 'model'}, loss ") and out.count("\n") == 1
+    assert found["model"] in out and (tmp_path / "run" / "model" / "refrag.json").is_file()
 
 
 def test_multirun_from_anywhere(tmp_path):
@@ -142,6 +195,9 @@ def test_multirun_from_anywhere(tmp_path):
     out = started(code, *sweep, cwd=tmp_path)
     lines = [line for line in out.splitlines() if "-m refrag.framework.run" in line]
     assert len(lines) == 2 and all(f"seed={n}" in line for n, line in enumerate(lines, start=1))
+    assert [re.search(r"multirun/[^/]+/(\d)'", line)[1] for line in lines] == ["0", "1"]
+    assert list(tmp_path.iterdir()) == []
+    started(code, "run", "-m", "app=hello_dist", "seed=1,2", cwd=tmp_path)
     (sweep_folder,) = (tmp_path / "runs/refrag/hello_dist/multirun").iterdir()
     assert sorted(p.name for p in sweep_folder.iterdir() if p.is_dir()) == ["0", "1"]
 

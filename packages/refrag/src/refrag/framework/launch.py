@@ -78,7 +78,7 @@ def check_place(config: Mapping[str, Any]) -> None:
                 raise UserError(f"must be at least {least}, not {sizes[key]}", f"{where}.{key}")
     if env["name"] == "torchrun":
         if env["rdzv_backend"] == "static" and not env["standalone"] and env["node_rank"] >= env["nnodes"]:
-            raise UserError(f"{env['nnodes']} nodes have no rank {env['node_rank']}", "env.node_rank", "Ranks are from 0")
+            raise UserError(f"{env['nnodes']} nodes have no rank {env['node_rank']}", "env.node_rank", "Begin at 0")
         torchrun_command(env, ())
 
 
@@ -89,7 +89,8 @@ def check_job(config: Mapping[str, Any]) -> None:
         UserError: for a place, a setting, a file or a model that cannot be.
     """
     check_place(config)
-    if config["env"]["name"] in ("docker", "awsbatch"):  # files of another machine
+    env = config["env"]
+    if env["dry_run"] or env["name"] in ("docker", "awsbatch"):  # its files may be elsewhere, or not be yet
         config = {**config, "app": {**config["app"], "dataset": None, "from_model": ""}, "dataset": {"path": None}}
     check_app(config)
 
