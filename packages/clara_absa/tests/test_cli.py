@@ -11,6 +11,8 @@ import time
 import pytest
 
 from clara_absa.cli import app
+from clara_absa.data_utils import read_part
+from clara_absa.evaluation.metrics import TermPrior
 from clara_absa.sample.generator import demo
 from latentlab_shared.cli import run
 
@@ -134,17 +136,125 @@ def test_pretrain_gives_a_backbone(home):
         (["train", "--set", "lora.targets=[q_proj]", "--set", "lora.rank=2", "-o", "x"], "no linear module is called"),
         (["train", "--set", "loss.distill=1", "-o", "x"], "needs a teacher"),
         (["train", "--resume", "absent"], "no such run folder"),
+        (["train", "--resume", "absent", "--seed", "0"], "Leave --seed out"),
+        (["train", "--resume", "absent", "--task", "joint"], "Leave --task out"),
+        (["train", "--resume", "absent", "--set", "train.epochs=2"], "Leave --set out"),
+        (["pretrain", "--resume", "absent", "--epochs", "3"], "Leave --epochs out"),
+        (["predict", "The soup", "--demo"], "Leave the text or --demo out"),
+        (["compress", "The soup", "--demo"], "Leave the text or --demo out"),
+        (["predict", "The soup", "-a", "-4:3"], "-4:3 is no span"),
         (["train", "--task", "all", "-o", "x"], "not a task"),
-        (["evaluate", "--model", "absent"], "Give --data"),
-        (["evaluate", "--model", "absent", "--data", "sample", "--split", "dev"], "'dev' is not a part"),
+        (["evaluate", "--model", "absent"], "no model here"),
+        (["evaluate", "--model", "absent", "--data", "sample"], "no model here"),
+        (["sweep", "--model", "absent", "--data", "sample"], "no model here"),
         (["compress"], "clara-absa compress: nothing to read"),
-        (["prepare", "--source", "absent"], "nothing to prepare"),
+        (["prepare", "--source", "absent"], "--output-dir: converted files need a folder of their own"),
+        (["prepare", "--source", "absent", "-o", "x"], "nothing to prepare"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(arguments, said, tmp_path):
     done = clara(*arguments, "-q", cwd=tmp_path, code=2)
     assert done.stdout == "" and len(done.stderr.splitlines()) == 1 and said in done.stderr, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["evaluate", "--split", "dev"], "'dev' is not a part"),
+        (["predict", "soup", "-a", "\udcff"], "aspects: half a character"),
+        (["predict", "soup \udcff", "-a", "soup"], "text 0: half a character"),
+        (["predict", "soup", "-a", "x" * 100_000], "more than 200 characters"),
+        (["predict", "[B-ASP]food is good"], "text: a mark is not opened and closed"),
+        (["predict", "marked.txt"], "marked.txt:3: a mark is not opened and closed"),
+        (["predict", "food " * 300, "-a", "1400:1404"], "all that is read"),
+        (["compress", "soup \udcff", "-o", "kept2"], "text 0: half a character"),
+    ],
+)
+def test_wrong_questions_to_a_model_are_one_line_too(home, arguments, said):
+    (home / "marked.txt").write_text("The [B-ASP]food[E-ASP] is good\n\nThe food[E-ASP] is bad\n")
+    done = clara(*arguments, cwd=home, code=2)
+    assert done.stdout == "" and len(done.stderr.splitlines()) == 1 and said in done.stderr, done.stderr
+    assert not (home / "kept2").exists()
+
+
+def test_a_text_longer_than_a_file_name_is_a_text(home):
+    text = "The soup was tasty, but the bill was outrageous. " * 6
+    assert len(text) > 255
+    assert clara("predict", text, "-a", "soup", cwd=home).stdout.startswith("soup\t")
+    assert clara("compress", text, "-o", "of_long", cwd=home).stderr == ""
+
+
+def test_a_text_that_is_cut_is_warned_of(home):
+    long = "The soup was tasty, but the bill was outrageous. " * 40
+    done = clara("predict", long, "-a", "soup", "--json", cwd=home)
+    assert "warning: the text is longer than 246 tokens" in done.stderr
+    found = json.loads(done.stdout)
+    assert found["cut"] and found["aspects"][0]["cut"]
+    (home / "two.txt").write_text(f"{long}\nThe soup was fine\n")
+    done = clara("predict", "two.txt", "-a", "soup", "--json", cwd=home)
+    assert "1 of 2 texts are longer" in done.stderr
+    assert [row["cut"] for row in json.loads(done.stdout)["texts"]] == [True, False]
+    done = clara("compress", "two.txt", "-o", "two", "--json", cwd=home)
+    assert "1 of 2 texts are longer" in done.stderr
+    assert [row["cut"] for row in json.loads(done.stdout)["memories"]] == [True, False]
+    asked = clara("predict", "--memory", "two/00001.safetensors", "-a", "soup", "--json", cwd=home)
+    assert "the text is longer" in asked.stderr and json.loads(asked.stdout)["cut"]
+    (home / "long.csv").write_text(f"text,aspect,polarity\n{json.dumps(long)},soup,positive\nThe tea,tea,neutral\n")
+    done = clara("evaluate", "--data", "long.csv", "-o", "of_cut", "--json", cwd=home)
+    assert "1 of 2 texts are longer" in done.stderr and json.loads(done.stdout)["cut"] == 1
+
+
+def test_one_file_is_split_for_training_and_measured_in_its_parts(home):
+    from clara_absa.data_utils import write_jsonl
+    from clara_absa.sample.generator import generate
+
+    examples = list({e.text: e for e in generate(70, seed=4)}.values())[:60]
+    write_jsonl(examples[:40], home / "own" / "train.jsonl")
+    write_jsonl(examples[40:], home / "own" / "more.jsonl")
+    trained = clara("train", *FAST[2:], "--data", "own/train.jsonl", "-o", "of_one", cwd=home)
+    assert "own/train.jsonl is one file: a tenth of its sentences" in trained.stderr
+    assert "32 sentences to train on, 4 for validation, backbone tiny" in trained.stderr
+
+    def measured(*arguments):
+        return json.loads(clara("evaluate", *arguments, "--json", cwd=home).stdout)
+
+    test, again = measured("--model", "of_one", "--split", "test"), measured("--model", "of_one")
+    assert (test["sentences"], test["part"], again["sentences"]) == (4, "test part", 4)
+    same = measured("--model", "of_one", "--split", "test", "--data", "./own/train.jsonl")
+    assert same["sentences"] == 4
+    other = measured("--model", "of_one", "--data", "own/more.jsonl", "-o", "of_more")
+    assert (other["sentences"], other["part"]) == (20, "whole file")
+    # The look-up knows the terms of the training sentences, whatever is measured.
+    terms = {a.term for e in read_part(home / "own" / "train.jsonl", "train") for a in e.aspects}
+    unseen = sum(a.term not in terms for e in examples[40:] for a in e.aspects)
+    assert {row["group"]: row["aspects"] for row in other["groups"]}["unseen term"] == unseen
+    prior = TermPrior(read_part(home / "own" / "train.jsonl", "train"))
+    right = [prior.predict(a.term) == a.polarity for e in examples[40:] for a in e.aspects]
+    rows = {row["answers"]: row["accuracy"] for row in other["answers"]}
+    assert rows["aspect prior"] == pytest.approx(sum(right) / len(right))
+    # A model without its run: nobody knows what it was trained on.
+    bare = measured("--model", "of_one/model", "--data", "own/more.jsonl", "-o", "of_bare")
+    assert not {"aspect prior", "most frequent"} & {row["answers"] for row in bare["answers"]}
+    assert not any("term" in row["group"] for row in bare["groups"])
+
+
+def test_a_resumed_run_takes_what_is_of_the_machine_only(home, monkeypatch):
+    clara("train", *FAST, "-o", "again", "-q", cwd=home)
+    before = json.loads((home / "again" / "results.json").read_text())
+    monkeypatch.setenv("CLARA_DATA", "sample")  # a setting of the shell is no option of this call
+    clara("train", "--resume", "again", "--device", "cpu", "-q", cwd=home)
+    assert json.loads((home / "again" / "results.json").read_text()) == before
+
+
+def test_progress_names_its_total(home, monkeypatch):
+    monkeypatch.setattr("latentlab_shared.cli._EVERY_S", 0.0)
+    said = clara("train", *FAST, "-o", "with_progress", cwd=home).stderr
+    assert "training: 1 of 2\ntraining: 2 of 2\n" in said
+    said = clara("train", "--resume", "with_progress", cwd=home).stderr
+    assert "training: 2 of 2" in said and "training: 1 of" not in said
+    options = ["--epochs", "2", "--width", "32", "--layers", "1", "--limit", "16", "-o", "lm_progress"]
+    assert "pretraining: 2 of 2" in clara("pretrain", *options, cwd=home).stderr
 
 
 @pytest.mark.timeout(900)

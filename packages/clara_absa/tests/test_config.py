@@ -60,3 +60,8 @@ def test_mistakes_of_a_user_are_one_line():
         MemoryConfig(tokens=4, sizes=(2, 4), ratio=4.0)
     with pytest.raises(UserError, match=r"memory.reader"):
         ClaraConfig(recipe="seed", memory=MemoryConfig(reader="none"))
+
+
+def test_a_line_names_who_reads_and_who_answers():
+    assert ClaraConfig.default("light").described == "minilm before tiny"
+    assert ClaraConfig.default("sample").described == "backbone tiny"

@@ -115,7 +115,7 @@ def test_size_shows_only_the_first_vectors():
         (lambda: ANSWERER.predict(TEXT, TERMS, mode="guess"), "not a mode"),
         (lambda: ANSWERER.predict(aspects=TERMS), "text or a memory"),
         (lambda: AspectSentiment.from_pretrained("/no/such/folder"), "no model here"),
-        (lambda: ask(ANSWERER, ["[B-ASP]a[E-ASP] b", "c"], []), "some texts have marked"),
+        (lambda: ask(ANSWERER, {"1": "[B-ASP]a[E-ASP] b", "2": "c"}, []), "some texts have marked"),
     ],
 )
 def test_wrong_questions_are_refused_in_one_line(call, said):
@@ -249,7 +249,9 @@ def test_a_ratio_gives_each_text_its_share():
 def test_a_model_that_never_listed_aspects_says_so():
     silent = answerer_of()
     silent.config = dataclasses.replace(silent.config, loss=LossConfig(ext_share=0.0))
-    with pytest.raises(UserError, match="not trained to find aspects"):
+    with pytest.raises(
+        UserError, match=r"not trained to find aspects\. Name them \(--aspect food, or aspects in a request"
+    ):
         silent.extract(TEXT)
 
 

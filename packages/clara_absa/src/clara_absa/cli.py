@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,6 +65,8 @@ def prepare(
     """Download MAMS (checksummed), or convert data to JSON lines; every malformed row is named."""
     from clara_absa.data_utils.prepare import prepare_data
 
+    if source != "mams" and output_dir is None:
+        raise UserError("converted files need a folder of their own", "--output-dir", "Name it; data/raw is for MAMS")
     folder = output_dir or Path("data/raw")
     with out.progress("downloading") as advance:
         account = prepare_data(source, folder, task, limit=limit, advance=advance)
@@ -69,9 +74,20 @@ def prepare(
     out.result({"folder": str(folder), "parts": account}, f"{folder}: {counted}")
 
 
+def _ensure_alone(context: typer.Context) -> None:
+    """Refuse every option beside --resume that a run keeps itself."""
+    free = {"resume", "device", "quantise", "json", "quiet", "verbose"}
+    for option in context.command.params:
+        source = context.get_parameter_source(str(option.name))
+        if option.name not in free and source is not None and source.name == "COMMANDLINE":
+            flag = max(option.opts, key=len)
+            raise UserError("the run keeps its own data and settings", "--resume", f"Leave {flag} out")
+
+
 @verb(app)
 def train(
     out: Output,
+    context: typer.Context,
     profile: Profile = "sample",
     data: Data = None,
     task: TaskOption = "atsa",
@@ -98,8 +114,8 @@ def train(
     from clara_absa.pipeline import RUNS, train_run
     from clara_absa.training.settings import RunSettings
 
-    if resume and (config or sets or data or backbone or teacher or limit or output_dir or overwrite):
-        raise UserError("the run keeps its own data and settings", "--resume", "Leave the other options out")
+    if resume:
+        _ensure_alone(context)
     clara = ClaraConfig.default(profile)
     clara = replace(clara, backbone=backbone) if backbone else clara
     if profile != "sample" and not data and not resume:
@@ -107,20 +123,19 @@ def train(
     settings = RunSettings(data or "sample", task, limit, seed, teacher, clara)  # type: ignore[arg-type]  # checked there
     # The quickstart is run again and again: its own folder, and nothing else, is replaced without asking.
     folder = resume or output_dir or RUNS / profile
-    with out.progress("training") as advance:
-        results = train_run(
-            folder,
-            settings,
-            config_file=config,
-            overrides=sets or (),
-            resume=resume is not None,
-            overwrite=overwrite or (folder == SAMPLE_RUN and profile == "sample"),
-            device=device.value,
-            quantise=quantise,
-            log=out.log,
-            detail=out.debug,
-            advance=advance,
-        )
+    results = train_run(
+        folder,
+        settings,
+        config_file=config,
+        overrides=sets or (),
+        resume=resume is not None,
+        overwrite=overwrite or (folder == SAMPLE_RUN and profile == "sample"),
+        device=device.value,
+        quantise=quantise,
+        log=out.log,
+        detail=out.debug,
+        progress=out.progress,
+    )
     if "validation" not in results:  # a helping process of a launcher
         return
     out.log(f"the model is in {folder}; try: clara-absa predict --demo --model {folder}")
@@ -131,6 +146,7 @@ def train(
 @verb(app)
 def pretrain(
     out: Output,
+    context: typer.Context,
     data: Annotated[str, typer.Option("--data", help="sample, a file or a folder.", envvar="CLARA_DATA")] = "sample",
     task: TaskOption = "atsa",
     text: Annotated[
@@ -152,6 +168,8 @@ def pretrain(
     """Train a small backbone as a language model; then: train --backbone DIR/backbone."""
     from clara_absa.pretraining import PretrainSettings, pretrain_run
 
+    if resume:
+        _ensure_alone(context)
     folder = resume or output_dir or Path("runs/clara_absa/backbone")
     settings = PretrainSettings(
         data,
@@ -164,17 +182,16 @@ def pretrain(
         seed,
         limit,
     )
-    with out.progress("pretraining") as advance:
-        results = pretrain_run(
-            folder,
-            settings,
-            resume=resume is not None,
-            overwrite=overwrite,
-            device=device.value,
-            log=out.log,
-            detail=out.debug,
-            advance=advance,
-        )
+    results = pretrain_run(
+        folder,
+        settings,
+        resume=resume is not None,
+        overwrite=overwrite,
+        device=device.value,
+        log=out.log,
+        detail=out.debug,
+        progress=out.progress,
+    )
     out.result(results, f"{results['backbone']}: perplexity {results['perplexity']:.2f} on held-out text")
 
 
@@ -208,6 +225,8 @@ def evaluate(
         limit=limit,
         log=out.log,
     )
+    if results["cut"]:
+        out.warn(f"{results['cut']} of {results['sentences']} texts are longer than the model reads: they were cut")
     title = f"{results['questions']} aspects of {results['sentences']} sentences"
     out.result(
         results,
@@ -250,50 +269,65 @@ def predict(
     from clara_absa.inference import AspectSentiment, Memory
     from clara_absa.inference.ask import ask
 
-    if memory is not None and (source or demo):
+    if memory is not None and (source is not None or demo):
         raise UserError("a memory stands for its text", "--memory", "Leave the text out")
     asked = [_aspect(one) for one in aspects or ()]
-    texts = _texts("predict", source, demo, limit) if memory is None else []
+    texts = _texts("predict", source, demo, limit) if memory is None else {}
     answerer = AspectSentiment.from_pretrained(model, device=device.value)
     if demo and not asked:
         from clara_absa.sample.generator import demo as built_in
 
         asked = list(built_in().aspects)
-    answers = ask(
-        answerer, texts, asked, Memory.load(memory) if memory else None, mode=mode, size=size, abstain=abstain
-    )
-    records = [{"text": text, "aspects": [r.to_dict() for r in found]} for text, found in answers]
+    kept = Memory.load(memory) if memory else None
+    answers = ask(answerer, texts, asked, kept, mode=mode, size=size, abstain=abstain)
+    cut = [kept.cut] if kept else [answerer.is_cut(text) for text, _ in answers]
+    _warn_of_cuts(out, cut, answerer.batcher.max_tokens)
+    records = [
+        {"text": text, "aspects": [r.to_dict() for r in found], "cut": short}
+        for (text, found), short in zip(answers, cut, strict=True)
+    ]
     if out.json:
         out.result(records[0] if len(records) == 1 else {"texts": records})
     else:
         out.result({}, "\n".join(_line(text, found, len(answers) > 1) for text, found in answers))
 
 
+def _warn_of_cuts(out: Output, cut: list[bool], limit: int) -> None:
+    if any(cut):
+        which = "the text is" if len(cut) == 1 else f"{sum(cut)} of {len(cut)} texts are"
+        out.warn(f"{which} longer than {limit} tokens: only the beginning was read")
+
+
 def _aspect(given: str) -> Any:
-    start, colon, end = given.partition(":")
-    return (int(start), int(end)) if colon and start.isdecimal() and end.isdecimal() else given
+    """A term as it stands, or the span of ``start:end``."""
+    span = re.fullmatch(r"(-?\d{1,9}):(-?\d{1,9})", given)
+    if span is None:
+        return given
+    if "-" in given:
+        raise UserError(f"{given} is no span", "--aspect", "A span is start:end, characters counted from 0")
+    return int(span[1]), int(span[2])
 
 
-def _texts(verb: str, source: str | None, demo: bool, limit: int | None) -> list[str]:
-    """The texts to ask about: the built-in one, the argument itself, or the lines of a file or of stdin."""
+def _texts(verb: str, source: str | None, demo: bool, limit: int | None) -> dict[str, str]:
+    """Where each text stands, and the text: the built-in one, the argument, or the lines of a file or of stdin."""
+    if demo and source is not None:
+        raise UserError("the built-in example stands for a text", "--demo", "Leave the text or --demo out")
     if demo:
         from clara_absa.sample.generator import demo as built_in
 
-        return [built_in().text]
+        return {"--demo": built_in().text}
     if source is None:
         raise UserError("nothing to read", f"clara-absa {verb}", "Give a text, a file, - for stdin, or --demo")
-    if source != "-" and not Path(source).is_file():
+    if source != "-" and not os.path.isfile(source):  # takes any text, as Path.is_file does not a long one
         if "\n" not in source and (source.endswith((".txt", ".csv", ".jsonl")) or source.startswith(("/", "./"))):
             raise UserError("there is no such file", source, "Give a text, a file, or - for stdin")
-        return [source]
+        return {"text": source}
     with input_text(source) as file:
-        try:
-            texts = [line.rstrip("\r\n") for line in file if line.strip()]
-        except UnicodeDecodeError as error:
-            raise UserError(f"not UTF-8 text (byte {error.start})", source) from None
+        lines = ((f"{source}:{number}", line.rstrip("\r\n")) for number, line in enumerate(file, 1))
+        texts = dict(islice((pair for pair in lines if pair[1].strip()), limit))
     if not texts:
         raise UserError("there is no text here", source)
-    return texts[:limit]
+    return texts
 
 
 def _line(text: str, results: list[AspectSentimentResult], with_text: bool) -> str:
@@ -322,12 +356,15 @@ def compress(
 
     folder = output_dir or Path("memories")
     texts = _texts("compress", source, demo, limit)
-    memories = AspectSentiment.from_pretrained(model, device=device.value).compress_batch(texts, cache_dir)
+    answerer = AspectSentiment.from_pretrained(model, device=device.value)
+    memories = answerer.compress_batch(list(texts.values()), cache_dir)
+    _warn_of_cuts(out, [memory.cut for memory in memories], answerer.batcher.max_tokens)
     rows = []
     for number, memory in enumerate(memories, 1):
         path = folder / f"{number:05d}.safetensors"
         memory.save(path)
-        rows.append({"file": str(path), "tokens": memory.tokens, "memory": len(memory.vectors), "ratio": memory.ratio})
+        held = {"tokens": memory.tokens, "memory": len(memory.vectors), "ratio": memory.ratio, "cut": memory.cut}
+        rows.append({"file": str(path), **held})
     out.result({"memories": rows}, table(rows))
 
 
@@ -392,22 +429,21 @@ def reproduce(
     if data is None:
         data = "data/raw"
         with out.progress("downloading") as advance:
-            prepare_data("mams", Path(data), "atsa", advance=advance)
+            prepare_data("mams", Path(data), "atsa", flag="--data", advance=advance)
     clara = replace(ClaraConfig.default("phi"), backbone=backbone)
     settings = RunSettings(data, "atsa", limit, seed, None, clara)
     resuming = (folder / "config.json").is_file()
-    with out.progress("training") as advance:
-        train_run(
-            folder,
-            settings,
-            overrides=() if resuming else sets or (),
-            resume=resuming,
-            device=device.value,
-            quantise=quantise,
-            log=out.log,
-            detail=out.log,
-            advance=advance,
-        )
+    train_run(
+        folder,
+        settings,
+        overrides=() if resuming else sets or (),
+        resume=resuming,
+        device=device.value,
+        quantise=quantise,
+        log=out.log,
+        detail=out.log,
+        progress=out.progress,
+    )
     results = evaluate_run(folder, device=device.value, generate=True, log=out.log)
     out.result(results, table(results["answers"]))
 

@@ -11,7 +11,7 @@ from typing import Any
 from clara_absa.configs.base_config import ClaraConfig
 from clara_absa.configs.schema import Example
 from clara_absa.data_utils.splits import digest
-from clara_absa.training.settings import RunSettings, examples_of
+from clara_absa.training.settings import Progress, RunSettings, examples_of, is_lone_file, no_progress
 from latentlab_shared.config import from_dict, load_config
 from latentlab_shared.devices import choose_device
 from latentlab_shared.errors import UserError
@@ -34,7 +34,7 @@ def train_run(
     quantise: bool = False,
     log: Log = lambda _: None,
     detail: Log = lambda _: None,
-    advance: Callable[[float], None] = lambda _: None,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Train a model into a run folder; with ``resume`` the run's own settings are read.
 
@@ -55,12 +55,14 @@ def train_run(
     train = examples_of(settings.data, "train", settings.task, limit=settings.limit, seed=settings.seed)
     few = None if settings.limit is None else max(10, settings.limit // 8)
     valid = examples_of(settings.data, "val", settings.task, limit=few, seed=settings.seed)
-    log(f"{len(train)} sentences to train on, {len(valid)} for validation, backbone {config.backbone}")
+    if is_lone_file(settings.data):
+        log(f"{settings.data} is one file: a tenth of its sentences is kept for val, a tenth for test")
+    log(f"{len(train)} sentences to train on, {len(valid)} for validation, {config.described}")
 
     from clara_absa.inference.sentiment import AspectSentiment
     from clara_absa.logger import LocalLogger
     from clara_absa.training.build import build
-    from clara_absa.training.fit import fit
+    from clara_absa.training.fit import fit, updates_of
     from clara_absa.training.objectives import PackedObjective, SeedObjective
     from clara_absa.training.processes import Workers
     from clara_absa.training.schedules import make_schedule
@@ -125,18 +127,19 @@ def train_run(
             return {f"val_{name}": value for name, value in score(answerer_of(model), valid).items()}
 
         try:
-            fit(
-                model,
-                schedule,
-                objective,
-                config,
-                run=run.path,
-                resume=resume,
-                log=note,
-                after_epoch=after_epoch,
-                advance=advance,
-                device=device,
-            )
+            with progress("training", updates_of(objective.units, config.train)) as advance:
+                fit(
+                    model,
+                    schedule,
+                    objective,
+                    config,
+                    run=run.path,
+                    resume=resume,
+                    log=note,
+                    after_epoch=after_epoch,
+                    advance=advance,
+                    device=device,
+                )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"go on with clara-absa train --resume {run.path}") from None
         if workers.sharded:

@@ -10,7 +10,7 @@ from typing import Any
 
 from clara_absa.configs.base_config import ClaraConfig, LoraSettings, MemoryConfig, TinyConfig, TrainConfig
 from clara_absa.data_utils.splits import Kind
-from clara_absa.training.settings import examples_of
+from clara_absa.training.settings import Progress, examples_of, no_progress
 from latentlab_shared.config import from_dict
 from latentlab_shared.devices import choose_device
 from latentlab_shared.errors import UserError
@@ -55,7 +55,7 @@ def pretrain_run(
     device: str = "auto",
     log: Log = lambda _: None,
     detail: Log = lambda _: None,
-    advance: Callable[[float], None] = lambda _: None,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Train a language model into ``output/backbone``: its weights and its tokenizer, for ``train --backbone``.
 
@@ -69,7 +69,7 @@ def pretrain_run(
     from clara_absa.model.clara import FastClaraModel
     from clara_absa.model.folder import quiet
     from clara_absa.sample.backbone import make_backbone, train_tokenizer
-    from clara_absa.training.fit import fit
+    from clara_absa.training.fit import fit, updates_of
     from clara_absa.training.pretrain import LanguageObjective
     from clara_absa.training.schedules import make_schedule
 
@@ -120,18 +120,19 @@ def pretrain_run(
             detail(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
         try:
-            fit(
-                model,
-                make_schedule(config.loss),
-                objective,
-                config,
-                run=run.path,
-                resume=resume,
-                log=note,
-                after_epoch=perplexity,
-                advance=advance,
-                device=device,
-            )
+            with progress("pretraining", updates_of(objective.units, config.train)) as advance:
+                fit(
+                    model,
+                    make_schedule(config.loss),
+                    objective,
+                    config,
+                    run=run.path,
+                    resume=resume,
+                    log=note,
+                    after_epoch=perplexity,
+                    advance=advance,
+                    device=device,
+                )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"go on with clara-absa pretrain --resume {run.path}") from None
         quiet()

@@ -262,6 +262,12 @@ class ClaraConfig:
             fix = "Use memory.reader=decoder memory.start=tokens memory.attention=causal, without sizes and ratio"
             raise UserError("the seed's recipe knows plain memory tokens only", "recipe=seed with memory.reader", fix)
 
+    @property
+    def described(self) -> str:
+        """What reads and what answers, for a line: "backbone tiny", "minilm before tiny"."""
+        light = self.memory.reader == "encoder"
+        return f"{self.memory.encoder} before {self.backbone}" if light else f"backbone {self.backbone}"
+
     @classmethod
     def default(cls, profile: str = "phi") -> ClaraConfig:
         """The settings of a profile.

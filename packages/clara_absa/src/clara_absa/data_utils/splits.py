@@ -106,7 +106,8 @@ def split_file(examples: Sequence[Example], source: Path) -> dict[Part, list[Exa
         raise UserError(what, source, "Give more, or a folder with train and val files")
     held = max(1, len(ranked) // 10)
     part_of: dict[str, Part] = dict.fromkeys(ranked, "train")
-    part_of |= dict.fromkeys(ranked[:held], "val") | dict.fromkeys(ranked[held : 2 * held], "test")
+    part_of.update(dict.fromkeys(ranked[:held], "val"))
+    part_of.update(dict.fromkeys(ranked[held : 2 * held], "test"))
     parts: dict[Part, list[Example]] = {part: [] for part in PARTS}
     for key, example in zip(keys, examples, strict=True):
         parts[part_of[key]].append(example)

@@ -54,19 +54,24 @@ def questions_of(examples: Sequence[Example]) -> list[Question]:
     return [Question(i, a.term, str(a.polarity)) for i, e in enumerate(examples) for a in e.aspects if a.polarity]
 
 
-def groups_of(examples: Sequence[Example], train: Sequence[Example]) -> dict[str, list[int]]:
+def groups_of(examples: Sequence[Example], train: Sequence[Example] | None) -> dict[str, list[int]]:
     """Questions (by index) in the groups of the report; a group may be empty.
 
     Groups are by how often the term stands in the training sentences, by the number of aspects of the sentence, and
     sentences that speak both well and ill.
+
+    Args:
+        examples: the sentences.
+        train: the training sentences; None, where they are not known, leaves their groups out.
     """
-    seen = Counter(aspect.term.lower() for example in train for aspect in example.aspects)
+    seen = Counter(aspect.term.lower() for example in train or () for aspect in example.aspects)
     bands = {
         "unseen term": (0, 0),
         "term seen 1-9": (1, 9),
         "term seen 10-99": (10, 99),
         "term seen 100+": (100, 10**9),
     }
+    bands = bands if train is not None else {}
     sizes = {"2 aspects": (2, 2), "3 aspects": (3, 3), "4+ aspects": (4, 10**9)}
     groups: dict[str, list[int]] = {name: [] for name in ("pos and neg", *bands, *sizes)}
     for index, question in enumerate(questions_of(examples)):

@@ -140,5 +140,5 @@ def write_report(
     sections.append(
         (f"The first {min(_SHOWN, len(examples))} sentences", f"<p>{key}; wrong answers underlined</p>{shown}")
     )
-    lead = f"{results['questions']} aspects of {results['sentences']} sentences, {results['split']} part"
+    lead = f"{results['questions']} aspects of {results['sentences']} sentences, {results['part']}"
     return write_page(folder / "report.html", f"clara-absa: {model.name}", lead, sections)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from clara_absa.evaluation.metrics import (
     questions_of,
 )
 from clara_absa.inference.sentiment import AspectSentiment
-from clara_absa.training.settings import RunSettings, examples_of
+from clara_absa.model.folder import find_model
+from clara_absa.training.settings import RunSettings, examples_of, is_lone_file
 from latentlab_shared.config import from_dict
 from latentlab_shared.errors import UserError
 from latentlab_shared.files import write_json
@@ -31,6 +33,7 @@ from latentlab_shared.provenance import environment, write_table
 from latentlab_shared.runs import RunFolder
 
 BINS = 15
+Log = Callable[[str], None]
 
 
 def settings_of(model: Path) -> RunSettings | None:
@@ -40,18 +43,51 @@ def settings_of(model: Path) -> RunSettings | None:
     return from_dict(RunSettings, RunFolder.read(model).config, model / "config.json")
 
 
-def _parts(
-    model: Path, data: str | None, task: str, split: str, limit: int | None
-) -> tuple[list[Example], list[Example], str]:
-    """Sentences to measure on, training sentences, and where they are from."""
+@dataclass(frozen=True)
+class Parts:
+    """What a model is measured with.
+
+    Attributes:
+        examples: sentences to measure on.
+        train: the model's training sentences, for the look-up baselines; None if they are not known.
+        source: where the examples are from.
+        name: of the part: "val part", or "whole file".
+    """
+
+    examples: list[Example]
+    train: list[Example] | None
+    source: str
+    name: str
+
+
+def _parts(model: Path, data: str | None, task: str, split: str, limit: int | None, log: Log) -> Parts:
+    """Find the sentences; a file that was not trained on is measured whole, the run's own is split as for training."""
+    find_model(model)
     settings = settings_of(model)
     if settings is None and data is None:
         raise UserError("this is a model without its run", model, "Give --data")
     source = data or (settings.data if settings else "sample")
     seed = settings.seed if settings else 0
-    task = settings.task if settings and data is None else task
-    examples = examples_of(source, split, task, limit=limit, seed=seed)  # type: ignore[arg-type]  # checked there
-    return examples, examples_of(source, "train", task, seed=seed), source  # type: ignore[arg-type]
+    own = settings is not None and (data is None or _same(data, settings.data))
+    chosen: Any = settings.task if settings and data is None else task  # checked below
+    part: Any = split
+    whole = not own and is_lone_file(source)
+    examples = examples_of(source, part, chosen, limit=limit, seed=seed, whole=whole)
+    train = None
+    try:
+        if settings is not None:
+            train = examples_of(settings.data, "train", settings.task, limit=settings.limit, seed=seed)
+        elif not whole:
+            train = examples_of(source, "train", chosen, seed=seed)
+    except UserError as error:
+        log(f"no training sentences: {error}")
+    if train is None:
+        log("without training sentences there are no look-up baselines")
+    return Parts(examples, train, source, "whole file" if whole else f"{split} part")
+
+
+def _same(one: str, other: str) -> bool:
+    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def probabilities(results: Sequence[Sequence[AspectSentimentResult]]) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -105,13 +141,14 @@ def evaluate_run(
     output: Path | None = None,
     device: str = "auto",
     limit: int | None = None,
-    log: Callable[[str], None] = lambda _: None,
+    log: Log = lambda _: None,
 ) -> dict[str, Any]:
     """Evaluate a model and write ``results.json``, ``plots/`` and ``report.html``.
 
     Args:
         model: a run folder, or a saved model.
-        data: the source of the sentences; None takes the run's own.
+        data: the source of the sentences; None takes the run's own. A lone file that is not the run's own is measured
+            whole. The look-up baselines are always of the run's own training sentences.
         task: with ``data``: "atsa", "acsa" or "joint".
         split: the part.
         against: another model for a paired comparison, such as one that reads the text.
@@ -123,9 +160,10 @@ def evaluate_run(
     """
     from clara_absa.evaluation.report import write_report
 
-    examples, train, source = _parts(model, data, task, split, limit)
+    parts = _parts(model, data, task, split, limit, log)
+    examples, train, source = parts.examples, parts.train, parts.source
     folder = output or model
-    log(f"{len(examples)} sentences of the {split} part of {source}")
+    log(f"{len(examples)} sentences of {source}, {parts.name}")
     answerer = AspectSentiment.from_pretrained(model, device=device)
     if generate and answerer.config.memory.reader != "none":
         answerer.ensure_lists()
@@ -135,9 +173,10 @@ def evaluate_run(
     asked = [(example.text, example.aspects) for example in examples]
     found = answerer.predict_batch(asked)
     given = {"model": [str(r.polarity) for each in found for r in each]}
-    prior = TermPrior(train)
-    given["aspect prior"] = [prior.predict(q.term) for q in questions]
-    given["most frequent"] = [prior.majority] * len(questions)
+    if train is not None:
+        prior = TermPrior(train)
+        given["aspect prior"] = [prior.predict(q.term) for q in questions]
+        given["most frequent"] = [prior.majority] * len(questions)
     if answerer.config.memory.reader != "none":
         for name, vectors in probes(answerer, examples).items():
             probed = answerer._answer(vectors, [e.aspects for e in examples], None, 0.0, "score")
@@ -164,7 +203,9 @@ def evaluate_run(
     results: dict[str, Any] = {
         "data": source,
         "split": split,
+        "part": parts.name,
         "sentences": len(examples),
+        "cut": sum(answerer.is_cut(example.text) for example in examples),
         "questions": len(questions),
         "answers": rows,
         "differences": differences,
@@ -221,11 +262,12 @@ def sweep_run(
         limit: see `evaluate_run`.
         output: also write ``sweep.json`` here, from which a README's table is filled.
     """
-    examples, train, source = _parts(model, data, task, split, limit)
+    parts = _parts(model, data, task, split, limit, lambda _: None)
+    examples, source = parts.examples, parts.source
     answerer = AspectSentiment.from_pretrained(model, device=device)
     memory = answerer.config.memory
     questions = questions_of(examples)
-    hard = groups_of(examples, train)["pos and neg"]
+    hard = groups_of(examples, parts.train)["pos and neg"]
 
     def measured(one: AspectSentiment, size: int | None) -> dict[str, Any]:
         found = one.predict_batch([(e.text, e.aspects) for e in examples], size=size)
@@ -251,7 +293,8 @@ def sweep_run(
             for row in rows
         ]
         named = " ".join(["clara-absa sweep", f"--model {model.name}", *(f"--beside {path.name}" for path in beside)])
-        said = f"{Path(source).name} {split}, {len(questions)} aspects of {len(examples)} sentences"
+        name = parts.name.removesuffix(" part")
+        said = f"{Path(source).name} {name}, {len(questions)} aspects of {len(examples)} sentences"
         write_table(
             output / "sweep.json",
             shaped,

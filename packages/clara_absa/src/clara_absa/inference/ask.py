@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from clara_absa.configs.schema import AspectSentimentResult
 from clara_absa.data_utils.readers import parse_inline
@@ -15,7 +15,7 @@ Answers = list[tuple[str, list[AspectSentimentResult]]]
 
 def ask(
     answerer: AspectSentiment,
-    texts: Sequence[str],
+    texts: Mapping[str, str],
     aspects: Sequence[Asked],
     memory: Memory | None = None,
     *,
@@ -27,7 +27,7 @@ def ask(
 
     Args:
         answerer: the model.
-        texts: ``[B-ASP]food[E-ASP]`` marks in a text name its aspects.
+        texts: where each stands, for an error, and the text; ``[B-ASP]food[E-ASP]`` marks in it name its aspects.
         aspects: asked of every text; without them, and without marks, the model looks for aspects itself.
         memory: instead of texts.
         mode: see `AspectSentiment.predict`.
@@ -45,8 +45,8 @@ def ask(
         return [(memory.text, found)]
     plain: list[str] = []
     asked: list[Sequence[Asked]] = []
-    for text in texts:
-        bare, spans, _ = parse_inline(text)
+    for where, text in texts.items():
+        bare, spans, _ = parse_inline(text, where)
         plain.append(bare)
         asked.append([*aspects, *spans])
     if all(asked):

@@ -77,9 +77,7 @@ class AspectSentiment:
             UserError: if there is no model, or it is damaged.
             NeedsNetwork: if its public backbone is not here and cannot be fetched.
         """
-        folder = Path(folder).expanduser()
-        inner = folder / "model"
-        model, tokenizer, config, encoder_tokenizer = load_model(inner if inner.is_dir() else folder, quantise)
+        model, tokenizer, config, encoder_tokenizer = load_model(Path(folder), quantise)
         return cls(model, tokenizer, config, encoder_tokenizer, choose_device(device))
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -179,8 +179,25 @@ def _without_adapters(causal: Any) -> Any:
     return bare
 
 
+def find_model(folder: Path) -> Path:
+    """The folder of the model itself: that of a run folder, or a saved model's own.
+
+    Raises:
+        UserError: if there is none.
+    """
+    folder = Path(folder).expanduser()
+    found = folder / "model" if (folder / "model").is_dir() else folder
+    if not (found / "clara.json").is_file():
+        fix = "Give a run folder of `clara-absa train`, or a saved model"
+        raise UserError("there is no model here (clara.json is missing)", found, fix)
+    return found
+
+
 def load_model(folder: Path, quantise: bool = False) -> tuple[FastClaraModel, Any, ClaraConfig, Any]:
-    """Read what ``save_model`` wrote: model, tokenizer, configuration, tokenizer of the light encoder (or None).
+    """Read a run folder's model, or what ``save_model`` wrote.
+
+    Returns:
+        Model, tokenizer, configuration, and the tokenizer of the light encoder (or None).
 
     Raises:
         UserError: if the folder holds no model, or one that is damaged or of a later format.
@@ -191,10 +208,7 @@ def load_model(folder: Path, quantise: bool = False) -> tuple[FastClaraModel, An
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     quiet()
-    folder = Path(folder).expanduser()
-    if not (folder / "clara.json").is_file():
-        fix = "Give a run folder of `clara-absa train`, or a saved model"
-        raise UserError("there is no model here (clara.json is missing)", folder, fix)
+    folder = find_model(folder)
     held = read_json(folder / "clara.json")
     if held.get("format") != FORMAT:
         raise UserError(f"format {held.get('format')} is unknown", folder / "clara.json", "Update the package")

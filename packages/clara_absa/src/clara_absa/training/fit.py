@@ -22,6 +22,11 @@ Log = Callable[[int, dict[str, float]], None]
 _FILE = Path("checkpoints") / "last.safetensors"
 
 
+def updates_of(units: int, config: TrainConfig) -> int:
+    """Updates of a whole training on so many units."""
+    return math.ceil(units / config.batch_size) * config.epochs
+
+
 def learning_rate_share(update: int, updates: int, warmup: float) -> float:
     """Share of the highest learning rate: a linear rise, then a cosine to a tenth of it."""
     rise = max(1, round(warmup * updates))
@@ -164,7 +169,7 @@ def fit(
         resume: go on from the checkpoint in ``run``.
         log: told the mean losses of every epoch, from 1.
         after_epoch: gives more to log, such as a validation score; the model is in evaluation mode meanwhile.
-        advance: told of every update.
+        advance: told of every update; at the start, of those that a resumed run has behind it.
         is_main: whether this process writes.
         device: type of device, for autocast.
 
@@ -173,13 +178,14 @@ def fit(
     """
     settings = config.train
     per_epoch = math.ceil(objective.units / settings.batch_size)
-    updates = per_epoch * settings.epochs
+    updates = updates_of(objective.units, settings)
     optimiser = make_optimiser(model, schedule, settings)
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     state = Checkpoint({"model": model, "schedule": schedule}, optimiser, config)
     saves = run is not None and (is_main or hasattr(parameters[0], "full_tensor"))  # a shared-out model: all give
     if run is not None and resume:
         state.load(run)
+        advance(state.update)
     model.train()
     for epoch in range(state.update // per_epoch, settings.epochs):
         order = objective.order(epoch)

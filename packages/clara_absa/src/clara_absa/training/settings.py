@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +12,15 @@ from clara_absa.configs.schema import Example
 from clara_absa.data_utils.readers import read_file
 from clara_absa.data_utils.splits import KINDS, PARTS, Kind, Part, read_part
 from latentlab_shared.errors import UserError
+
+Progress = Callable[[str, float | None], AbstractContextManager[Callable[[float], None]]]
+"""Opens a bar of a description and a total, as `latentlab_shared.cli.Output.progress` does."""
+
+
+@contextmanager
+def no_progress(description: str, total: float | None) -> Iterator[Callable[[float], None]]:
+    """Shows nothing."""
+    yield lambda _: None
 
 
 @dataclass(frozen=True)
