@@ -216,6 +216,10 @@ def test_one_file_is_split_for_training_and_measured_in_its_parts(home):
     assert "own/train.jsonl is one file: a tenth of its sentences" in trained.stderr
     assert "32 sentences to train on, 4 for validation, backbone tiny" in trained.stderr
 
+    small = ["--epochs", "1", "--width", "32", "--layers", "1", "-o", "lm_of_one"]
+    said = clara("pretrain", "--data", "own/train.jsonl", *small, cwd=home).stderr
+    assert "is one file" in said and "32 texts to learn from" in said
+
     def measured(*arguments):
         return json.loads(clara("evaluate", *arguments, "--json", cwd=home).stdout)
 

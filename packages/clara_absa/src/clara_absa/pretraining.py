@@ -10,7 +10,7 @@ from typing import Any
 
 from clara_absa.configs.base_config import ClaraConfig, LoraSettings, MemoryConfig, TinyConfig, TrainConfig
 from clara_absa.data_utils.splits import Kind
-from clara_absa.training.settings import Progress, examples_of, no_progress
+from clara_absa.training.settings import Progress, examples_of, is_lone_file, no_progress
 from latentlab_shared.config import from_dict
 from latentlab_shared.devices import choose_device
 from latentlab_shared.errors import UserError
@@ -86,6 +86,8 @@ def pretrain_run(
             texts += [line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError("this text cannot be read", name, "Give a UTF-8 file, one text per line") from error
+    if is_lone_file(settings.data):
+        log(f"{settings.data} is one file: a tenth of its sentences is kept for val, a tenth for test")
     log(f"{len(texts)} texts to learn from")
     tokenizer = train_tokenizer(train, TinyConfig().vocabulary)
     heads = max(1, settings.width // 32)
