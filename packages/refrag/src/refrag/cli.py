@@ -28,6 +28,7 @@ from latentlab_shared.errors import CONTROLS, RunFailed, UserError
 
 app = new_app("refrag", "latentlab-refrag", "Answers from retrieved documents that a decoder reads as chunk vectors.")
 
+MAX_DOCUMENT_BYTES = 16 * 2**20  # a few million tokens: more than any decoder's room
 SAMPLE_RUN = Path("runs/refrag/questions")  # what `refrag train` writes when it is told nothing
 Model = Annotated[Path, typer.Option("--model", "-m", help="A saved model, or a run folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw an earlier run in the folder away.")]
@@ -240,7 +241,9 @@ def evaluate(
     data: Annotated[
         str, typer.Option("--data", help="sample, a file of questions, or a .txt or .jsonl file of texts.")
     ] = "sample",
-    compression: Annotated[list[int] | None, typer.Option("--compression", min=1, help="k; may be repeated.")] = None,
+    compression: Annotated[
+        list[int] | None, typer.Option("--compression", min=1, max=1024, help="k; may be repeated.")
+    ] = None,
     expand: Annotated[
         list[float] | None, typer.Option("--expand", help="questions: share of chunks as tokens; may be repeated.")
     ] = None,
@@ -499,7 +502,7 @@ def predict(
     documents: Annotated[list[Path], typer.Option("--doc", help="A text file; its name is the document's id.")],
     model: Model = SAMPLE_RUN,
     expand: Annotated[float, typer.Option("--expand", help="Share of the chunks shown as tokens.")] = 0.25,
-    compression: Annotated[int | None, typer.Option("--compression", min=1, help="Another k.")] = None,
+    compression: Annotated[int | None, typer.Option("--compression", min=1, max=1024, help="Another k.")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of the answer.")] = 64,
     cache_dir: CacheDir = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show what each chunk was for the decoder.")] = False,
@@ -526,7 +529,7 @@ def predict(
                 "document": slot.doc,
                 "read as": "tokens" if slot.expanded else "vector",
                 "score": slot.score,
-                "text": texts[slot.doc][slot.start : slot.end].translate(CONTROLS),
+                "text": " ".join(texts[slot.doc][slot.start : slot.end].split()).translate(CONTROLS),
             }
             for slot in answer.slots
         ]
@@ -535,8 +538,12 @@ def predict(
 
 
 def _read(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise UserError("this is no file", path, "Give a text file")
+    if path.is_file() and path.stat().st_size > MAX_DOCUMENT_BYTES:
+        raise UserError(f"longer than {MAX_DOCUMENT_BYTES >> 20} MiB", path, "Give a part of it")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 text (byte {error.start})", path) from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from refrag.eval.answers import SELECTIONS, Way, evaluate_answers, ways
 from refrag.eval.perplexity import measure_perplexity
 from refrag.eval.reconstruction import measure_reconstruction
 from refrag.inference.generator import RefragGenerator
+from refrag.model.config_refrag import check_compression
 from refrag.model.folder import load_decoder
 from refrag.model.gate import Budget
 from refrag.model.tokenization_refrag import RefragTokenizer
@@ -106,13 +108,22 @@ class RunSettings:
     loop: LoopSettings = field(default_factory=LoopSettings)
 
     def __post_init__(self) -> None:
-        for name in ("compression", "lora_rank", "examples", "questions", "longest", "context", "target"):
+        counts = ("lora_rank", "examples", "questions", "gate_examples", "max_tokens", "longest", "context", "target")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise UserError(f"must be at least 1, not {getattr(self, name)}", name)
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"must be at least 1, not {self.limit}", "limit")
+        for name in ("expanded", "whole"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"must be in [0, 1], not {getattr(self, name)}", name)
+        if not isfinite(self.gate_margin):
+            raise UserError(f"must be a number, not {self.gate_margin}", "gate_margin")
         if not self.training_model or set(self.training_model) - set("ped"):
             raise UserError(f"{self.training_model!r} names no parts", "training_model", "Use letters of p, e and d")
-        if any(k < 1 for k in self.rates):
-            raise UserError(f"must be at least 1, not {min(self.rates)}", "rates")
+        check_compression(self.compression)
+        for k in self.rates:
+            check_compression(k, "rates")
 
     @property
     def lora(self) -> bool:

@@ -95,6 +95,9 @@ def test_the_loss_is_that_of_the_next_token():
         (["--data", "absent.txt"], "no such file"),
         (["--data", "CORPUS", "--set", "width=15"], "no even multiple"),
         (["--data", "CORPUS", "--set", "block=5000"], "block"),
+        (["--data", "CORPUS", "--set", "layers=0"], "layers: must be at least 1"),
+        (["--data", "CORPUS", "--set", "heads=0"], "heads"),
+        (["--data", "CORPUS", "--set", "vocabulary=100"], "vocabulary"),
         (["--data", "CORPUS", "--set", "copying=true", "--set", "layers=1"], "copying"),
     ],
 )

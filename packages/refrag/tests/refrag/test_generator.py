@@ -96,6 +96,12 @@ def test_wrong_requests():
         generator.window([{"role": "assistant", "content": "x"}], DOCS)
     with pytest.raises(UserError, match="no budget"):
         Budget(fraction=1.5)
+    for wrong in ({"tokens": 1.5}, {"tokens": True}, {"fraction": "0.1"}, {"threshold": float("nan")}):
+        with pytest.raises(UserError, match="no budget"):
+            Budget(**wrong)
+    for k in (0, -1, 2.5):
+        with pytest.raises(UserError, match="compression: must be a whole number of 1 or more"):
+            generator.answer(ASK, DOCS, compression=k)
     with pytest.raises(UserError, match="one of fraction, tokens and threshold"):
         Budget(fraction=0.5, tokens=3)
     seed = make_tokenizer("bert", "llama", row_format="seed")
@@ -432,6 +438,16 @@ def test_citations_are_found_with_their_evidence():
     (found,) = find_citations(answer, [doc], slots)
     assert answer[found.at : found.at + 4] == "[12]"
     assert doc.text[found.start : found.end] == "In 1942 the library held 3,517 volumes."
+
+
+def test_evidence_takes_the_number_that_stands_beside_it():
+    doc = Doc("1", "The mill count of Belford is 4711. Fog is common.")
+    cuts = [0, 28, 34, len(doc.text)]
+    slots = [Slot("1", n, a, b, False, None, n, 1) for n, (a, b) in enumerate(itertools.pairwise(cuts))]
+    (found,) = find_citations("The mill count of Belford is 4711 [1].", [doc], slots)
+    assert doc.text[found.start : found.end] == "The mill count of Belford is 4711."
+    (found,) = find_citations("The mill count of Belford is 9 [1].", [doc], slots)
+    assert doc.text[found.start : found.end] == "The mill count of Belford is"
 
 
 @pytest.mark.parametrize(

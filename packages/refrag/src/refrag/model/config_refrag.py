@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from latentlab_shared.errors import UserError
+
+MAX_COMPRESSION = 1024  # tokens of a row: more than any encoder reads
+
+
+def check_compression(k: object, where: str = "compression", most: int | None = MAX_COMPRESSION) -> None:
+    """Refuse a k that no model can have.
+
+    Args:
+        k: tokens of a row.
+        where: it was given.
+        most: it can be; None for any, as where one vector is to stand for a long stretch in a measurement.
+
+    Raises:
+        UserError: for anything but a whole number from 1 to ``most``.
+    """
+    if not isinstance(k, int) or k < 1 or (most is not None and k > most):
+        told = f"from 1 to {most}" if most is not None else "of 1 or more"
+        raise UserError(f"must be a whole number {told}, not {k}", where)
 
 
 @dataclass(frozen=True)
@@ -40,8 +58,10 @@ class RefragConfig:
     gate_dim: int = 64
 
     def __post_init__(self) -> None:
-        if self.compression < 1:
-            raise UserError(f"must be at least 1, not {self.compression}", "compression")
+        check_compression(self.compression)
+        for name, kind in get_type_hints(RefragConfig).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise UserError(f"{getattr(self, name)!r} is not one of {', '.join(get_args(kind))}", name)
         if self.gate_dim < 1:
             raise UserError(f"must be at least 1, not {self.gate_dim}", "gate_dim")
         if set(self.training_model) - set("ped") or len(set(self.training_model)) != len(self.training_model):

@@ -18,7 +18,7 @@ from latentlab_shared.config import from_dict, to_dict
 from latentlab_shared.errors import NeedsNetwork, UserError
 from latentlab_shared.files import atomic_path, disk_errors, read_json, write_json, write_text
 from refrag.model.config_refrag import RefragConfig
-from refrag.model.hub import hub_token
+from refrag.model.hub import hub_token, silence
 from refrag.model.tokenizer.loading import llama2c_files, packaged
 
 if TYPE_CHECKING:
@@ -65,15 +65,6 @@ def load_decoder(name: str | Path) -> Any:
     return _loaded(AutoModelForCausalLM, name)
 
 
-def silence() -> None:
-    """No progress bars and load reports of transformers': stderr is for our own lines."""
-    from transformers.utils import logging
-
-    library: Any = logging  # its functions have no types
-    library.disable_progress_bar()
-    library.set_verbosity_error()
-
-
 def _loaded(kind: Any, name: str | Path, options: Mapping[str, bool] = MappingProxyType({})) -> Any:
     silence()
     folder = Path(name).expanduser()
@@ -83,10 +74,12 @@ def _loaded(kind: Any, name: str | Path, options: Mapping[str, bool] = MappingPr
         if folder.is_dir():
             return kind.from_pretrained(folder, trust_remote_code=False, **options)
         return kind.from_pretrained(str(name), trust_remote_code=False, token=hub_token(), **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged file makes transformers raise anything
         line = " ".join(str(error).split())[:160]
         if folder.is_dir():
             raise UserError(f"no model that can be read ({line})", name) from error
+        if not isinstance(error, (OSError, ValueError)):
+            raise
         raise NeedsNetwork(f"the model cannot be fetched ({line})", name, "Give a folder with its files") from error
 
 

@@ -40,6 +40,8 @@ class Budget:
         given = [value for value in (self.fraction, self.tokens, self.threshold) if value is not None]
         if len(given) != 1:
             raise UserError("a budget is one of fraction, tokens and threshold", "budget", "For example: fraction=0.1")
+        if isinstance(given[0], bool) or not isinstance(given[0], int if self.tokens is not None else (int, float)):
+            raise UserError(f"{given[0]!r} is no budget", "budget", "Tokens are a whole number, shares a number")
         if not math.isfinite(given[0]) or given[0] < 0 or (self.tokens is None and given[0] > 1):
             raise UserError(f"{given[0]} is no budget", "budget", "Shares are from 0 to 1, tokens are 0 or more")
 

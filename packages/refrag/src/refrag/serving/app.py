@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import re
 import tempfile
 import threading
 import uuid
@@ -29,14 +30,15 @@ from refrag.inference.generator import RefragGenerator
 from refrag.sample.facts import generate
 from refrag.serving.desk import FAILED, Desk, Full
 from refrag.serving.library import Found, Library
-from refrag.serving.schemas import Ask, Cancel, Cancelled, Fault, Health, Workers
+from refrag.serving.schemas import Ask, Cancel, Cancelled, Fault, Health, Ready, Workers
 from refrag.serving.worker import SIDES, Job, ProcessWorker, Worker
 
 MAX_BODY_BYTES = 4 * 2**20
 MAX_WAITING = 63  # requests; one more is told to come again
 RETRIEVED = 4  # passages, where a request names no documents
 _KEEP_ALIVE_S = 15.0
-_OPEN = ("/", "/healthz")  # without a token
+_OPEN = ("/", "/healthz", "/readyz")  # without a token
+_ORIGIN = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?")  # what browsers send: no path, no slash
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _SAID = {
     401: "no bearer token, or a wrong one",
@@ -64,6 +66,11 @@ class Access:
     token: str | None = None
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for origin in self.origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise UserError(f"{origin!r} is no origin", "--allow-origin", "For example: https://example.org:8443")
 
 
 def create_app(
@@ -107,6 +114,12 @@ def create_app(
     @app.get("/healthz")
     async def healthz() -> Health:
         return Health(status="ok")
+
+    @app.get("/readyz")
+    async def readyz() -> Ready:
+        """The workers hold the model: they did before the server began to listen."""
+        named = {key: about[key] for key in ("encoder", "decoder", "compression")}
+        return Ready(status="ready", workers=len(workers), **named)
 
     @app.get("/models")
     async def models() -> dict[str, Any]:
@@ -345,15 +358,16 @@ def serve(
         log: told the address when the server is ready.
 
     Raises:
-        UserError: if the port is taken, the address is not this machine's, or the backend is unknown.
+        UserError: if the port is taken, the address is not this machine's, or an origin or the backend is unknown.
         NeedsExtra: if vLLM is not installed.
         RunFailed: if a worker cannot load the model.
     """
     hosts = _LOOPBACK if host in _LOOPBACK else ()
+    access = Access(token, tuple(origins), hosts)
     with tempfile.TemporaryDirectory(prefix="refrag-") as temporary:
         pool = _workers(model, backend, workers, cache or Path(temporary), choose_device(device))
         try:
-            serve_app(create_app(pool, library, Access(token, tuple(origins), hosts)), host, port, log)
+            serve_app(create_app(pool, library, access), host, port, log)
         finally:
             for worker in pool:
                 worker.close()

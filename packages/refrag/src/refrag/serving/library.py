@@ -130,9 +130,9 @@ class _Vectors:
 
     def __init__(self, encoder: str, cache: Path | None) -> None:
         from latentlab_shared.embeddings import EmbeddingCache
-        from latentlab_shared.encoders import load_encoder
+        from refrag.model.tokenizer.loading import text_encoder
 
-        self._encoder = load_encoder(encoder)
+        self._encoder = text_encoder(encoder)
         self._cache = None
         if cache is not None:
             self._cache = EmbeddingCache(cache, self._encoder.fingerprint, self._encoder.dim)

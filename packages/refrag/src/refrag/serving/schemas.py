@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MAX_DOCUMENTS = 64
 MAX_CHARACTERS = 200_000  # of all documents together
@@ -74,6 +74,13 @@ class Ask(_Strict):
     max_new_tokens: int = Field(64, ge=1, le=MAX_NEW_TOKENS)
     id: str | None = Field(None, min_length=1, max_length=100)
 
+    @field_validator("question")
+    @classmethod
+    def _asks(cls, question: str) -> str:
+        if not question.strip():
+            raise ValueError("is empty")
+        return question
+
     @model_validator(mode="after")
     def _short_enough(self) -> Ask:
         if sum(len(doc.text) for doc in self.docs) > MAX_CHARACTERS:
@@ -103,6 +110,16 @@ class Health(BaseModel):
     """The server lives."""
 
     status: Literal["ok"]
+
+
+class Ready(BaseModel):
+    """The workers hold the model."""
+
+    status: Literal["ready"]
+    encoder: str
+    decoder: str
+    compression: int
+    workers: int
 
 
 class WorkerState(BaseModel):

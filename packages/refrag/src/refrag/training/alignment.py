@@ -7,6 +7,7 @@ covered the same prefix: what the decoder expects next should agree (KL). Two de
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,11 @@ class AlignmentWeights:
     mse: float = 1.0
     kld: float = 1.0
     argmax: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"must be 0 or more, not {value}", f"weights.{name}")
 
 
 @dataclass(frozen=True)

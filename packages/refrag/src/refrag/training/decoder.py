@@ -16,7 +16,8 @@ from latentlab_shared.config import from_dict, load_config
 from latentlab_shared.errors import UserError
 from latentlab_shared.files import sha256_file
 from latentlab_shared.runs import RunFolder, model_card
-from refrag.model.folder import load_decoder, silence
+from refrag.model.folder import load_decoder
+from refrag.model.hub import silence
 from refrag.model.tokenizer.loading import load_tokenizer
 from refrag.sample.copying import ROPE_THETA, start_copying
 from refrag.sample.tiny import decoder_tokenizer
@@ -58,6 +59,9 @@ class DecoderSettings:
     loop: LoopSettings = field(default_factory=lambda: LoopSettings(learning_rate=1e-3, beta2=0.98))
 
     def __post_init__(self) -> None:
+        for name, least in (("vocabulary", 300), ("width", 2), ("layers", 1), ("heads", 1)):  # 256 bytes and some words
+            if getattr(self, name) < least:
+                raise UserError(f"must be at least {least}, not {getattr(self, name)}", name)
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise UserError(
                 f"{self.width} is no even multiple of {self.heads} heads", "width", "For example: 256 and 4"

@@ -63,6 +63,10 @@ class LoopSettings:
         for name in ("learning_rate", "clip"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise UserError(f"must be above 0, not {getattr(self, name)}", name)
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise UserError(f"must be 0 or more, not {self.weight_decay}", "weight_decay")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"must be from 0 to 2³² - 1, not {self.seed}", "seed")
         if not 0 < self.beta2 < 1:
             raise UserError(f"must be in (0, 1), not {self.beta2}", "beta2")
         if not 0 <= self.warmup <= 1:

