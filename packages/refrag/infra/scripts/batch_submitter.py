@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 from latentlab_shared.cli import guarded  # noqa: E402
 from refrag.framework.batch import batch_request, job_definition, submit  # noqa: E402  (after the path)
 from refrag.framework.overlay import make_overlay  # noqa: E402
-from refrag.framework.run import refuse_secrets  # noqa: E402
+from refrag.framework.run import check_overrides, refuse_secrets  # noqa: E402
 
 
 def main() -> None:
@@ -35,8 +35,10 @@ def main() -> None:
     refuse_secrets(overrides)
     env = {"job_name": given.name, "job_queue": given.queue, "job_definition": given.name}
     env |= {"nnodes": given.nodes, "nproc_per_node": given.processes, "results": given.results}
+    there = [*overrides, "env=local", "driver=inline"]
+    check_overrides(there)
     overlay = make_overlay(given.overlay) if given.overlay else None
-    request = batch_request(env, [*overrides, "env=local", "driver=inline"], overlay.address if overlay else None)
+    request = batch_request(env, there, overlay.address if overlay else None)
     definition = job_definition(
         given.name, given.image, given.nodes, given.vcpus, given.memory, given.gpus, given.secret_arn
     )

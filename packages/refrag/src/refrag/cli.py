@@ -267,6 +267,10 @@ def evaluate(
     """Measure on held-out data: answers and citations (with a report), perplexity or reconstruction."""
     if task not in ("questions", "perplexity", "reconstruction"):
         raise UserError(f"{task!r} is no task", "--task", "Use questions, perplexity or reconstruction")
+    if name and output_dir is None:
+        raise UserError("it names a file below --output-dir, which is not given", "--name", "Give -o FOLDER too")
+    if set(name) & set("/\\.") or not name.isprintable():
+        raise UserError(f"{name!r} is no name of a file", "--name", "Leave out dots and slashes: .json is added")
     from refrag.eval.answers import SELECTIONS
     from refrag.pipeline import evaluate_questions, evaluate_reconstruction, evaluate_run
 

@@ -3,7 +3,9 @@
 import copy
 import gzip
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +28,15 @@ def test_questions_come_back_as_they_were(tmp_path, name):
     assert write_questions(tmp_path / name, examples) == 6
     assert list(read_questions(tmp_path / name)) == examples
     assert list(read_questions(tmp_path / name, 2)) == examples[:2]
+
+
+def test_the_readme_says_what_a_question_is(tmp_path):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^```json\n(\{\"question.*?)^```", readme, re.M | re.S)
+    (tmp_path / "q.jsonl").write_text("\ufeff" + row.replace("\n", " ") + "\n", encoding="utf-8")
+    (found,) = read_questions(tmp_path / "q.jsonl")
+    (gold,) = [doc for doc in found.docs if doc.id == found.gold]
+    assert found.value in gold.text[found.start : found.end] and f"[{gold.id}]" in found.answer
 
 
 @pytest.mark.parametrize(

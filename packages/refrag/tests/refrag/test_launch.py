@@ -16,7 +16,7 @@ from refrag.framework.batch import batch_request, job_definition, node_command, 
 from refrag.framework.launch import docker_command, elsewhere, inner_overrides, launch, torchrun_command
 from refrag.framework.overlay import make_overlay, unpack, upload
 from refrag.framework.results import keep
-from refrag.framework.run import forget_marker, refuse_secrets
+from refrag.framework.run import check_overrides, forget_marker, refuse_secrets
 from refrag.model.hub import MARKER
 
 pytest.importorskip("hydra", reason="hydra-core is not installed (extra: launch)")
@@ -120,6 +120,19 @@ def test_the_submitter_prints_both_requests():
     container = found["register"]["containerProperties"]
     assert container["image"] == "refrag:cuda" and {"type": "GPU", "value": "1"} in container["resourceRequirements"]
     composed(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("app=nope", "nope"), ("app=train trainer.epoch=1", "epoch"), ("app=train trainer.batch_size=0", "batch_size")],
+)
+def test_the_submitter_sends_no_run_that_cannot_be(line, said):
+    with pytest.raises(UserError, match=said):
+        check_overrides([*line.split(), "env=local", "driver=inline"])
+    given = ("--image", "refrag:cpu", "--queue", "cpu", "--overrides", "app=nope", "--dry-run")
+    if line == "app=nope":
+        told = started("infra/scripts/batch_submitter.py", *given, cwd=HOME, code=2)
+        assert told.startswith("error: configuration: ") and told.count("\n") == 1 and "nope" in told
 
 
 @pytest.fixture

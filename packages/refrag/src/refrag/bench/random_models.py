@@ -70,7 +70,7 @@ def random_models(sizes: Sizes) -> tuple[RefragModel, RefragTokenizer]:
         torch.manual_seed(sizes.seed)
         config = RefragConfig("random", "random", pooling="mean", projector="mlp")
         model = RefragModel(config, BertModel(encoder, add_pooling_layer=False), LlamaForCausalLM(decoder)).eval()
-    return model, RefragTokenizer(words, words)
+    return model, RefragTokenizer(words, words, whole_numbers=False)  # chunks of exactly k tokens
 
 
 def documents(tokenizer: RefragTokenizer, context: int, seed: int, count: int = 1) -> list[Doc]:

@@ -129,6 +129,32 @@ def _line(error: Exception) -> str:
     return " ".join(kept).rstrip(".")[:400]
 
 
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Find the mistakes of a run that another machine will compose; its files are not looked for.
+
+    Raises:
+        UserError: as a run with these overrides would.
+        NeedsExtra: without Hydra.
+    """
+    try:
+        from hydra.errors import HydraException
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+    except ImportError:
+        raise NeedsExtra("hydra-core", "launch", "latentlab-refrag") from None
+    from refrag.framework.launch import check_job
+    from refrag.framework.schemas import check_keys, register_schemas
+
+    register_schemas()
+    try:
+        for config, *_ in _composed("config", [*overrides, "env.dry_run=true"]):
+            check_keys(config)
+            values: Any = OmegaConf.to_container(config, resolve=True)
+            check_job(values)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_line(error), "configuration") from None
+
+
 def refuse_secrets(arguments: Sequence[str]) -> None:
     """Secrets have no place in a command line, which every user of the machine can read and Hydra keeps in a file.
 

@@ -210,7 +210,8 @@ def find_citations(answer: str, docs: Sequence[Doc], slots: Sequence[Slot]) -> l
     """The citations of an answer, in order; an unfinished one at its end is none.
 
     The evidence is the slot of the cited document that shares most with the statement before the citation: figures
-    count double; of equal ones an expanded slot, then the one the gate rates higher.
+    count double; of equal ones an expanded slot, then the one the gate rates higher. A slot beside it joins it if it
+    holds a figure of the statement that is missing there.
     """
     texts = {doc.id: doc.text for doc in docs}
     found = []
@@ -223,14 +224,14 @@ def find_citations(answer: str, docs: Sequence[Doc], slots: Sequence[Slot]) -> l
         wanted = set(_WORD.findall((statement[0] if statement else "").casefold()))
         text = texts[name]
 
-        def worth(slot: Slot, text: str = text, wanted: set[str] = wanted) -> tuple[int, bool, float]:
-            shared = wanted.intersection(_WORD.findall(text[slot.start : slot.end].casefold()))
-            return _weight(shared), slot.expanded, slot.score if slot.score is not None else 0.0
-
+        seen = [set(_WORD.findall(text[slot.start : slot.end].casefold())) for slot in mine]
         start, end = 0, len(text)
         if mine:
-            best = max(mine, key=worth)
-            start, end = whole_units(text, *_trimmed(text, best.start, best.end))
+            ranks = [(_weight(wanted & seen[n]), slot.expanded, slot.score or 0.0, -n) for n, slot in enumerate(mine)]
+            at = -max(ranks)[-1]
+            missing = {word for word in wanted - seen[at] if word.isdecimal()}
+            near = [n for n in (at - 1, at, at + 1) if n == at or (0 <= n < len(mine) and missing & seen[n])]
+            start, end = whole_units(text, *_trimmed(text, mine[near[0]].start, mine[near[-1]].end))
         found.append(Citation(name, bracket.start(), start, end))
     return found
 

@@ -15,6 +15,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from latentlab_shared.errors import UserError
+from refrag.model.config_refrag import check_compression
 from refrag.model.documents import Segment, parse_segments
 from refrag.model.tokenizer.alignment import align
 from refrag.model.tokenizer.loading import load_tokenizer
@@ -49,6 +50,7 @@ class RefragTokenizer:
         compression: k, encoder tokens per row.
         encoder_pad_token_id: fills rows.
         row_format: "cls" for rows with the encoder's marks that end where both tokenizers cut, "seed" for bare rows.
+        whole_numbers: end a chunk before a number rather than inside of it, so that a number is read as one thing.
 
     Raises:
         UserError: if ``compression`` is below 1.
@@ -61,14 +63,15 @@ class RefragTokenizer:
         compression: int = 4,
         encoder_pad_token_id: int = 0,
         row_format: RowFormat = "cls",
+        whole_numbers: bool = True,
     ) -> None:
-        if compression < 1:
-            raise UserError(f"{compression} tokens are no row", "compression", "Give a positive number")
+        check_compression(compression, most=None)
         if row_format not in ("cls", "seed"):
             raise UserError(f"{row_format!r} is no row format", "row_format", "Use cls or seed")
         self.encoder_tokenizer, self.decoder_tokenizer = encoder_tokenizer, decoder_tokenizer
         self.compression, self.encoder_pad_token_id = compression, encoder_pad_token_id
         self.row_format: RowFormat = row_format
+        self.whole_numbers = whole_numbers
         cls, sep = encoder_tokenizer.cls_token_id, encoder_tokenizer.sep_token_id
         self._first, self._last = [] if cls is None else [cls], [] if sep is None else [sep]
 
@@ -104,7 +107,14 @@ class RefragTokenizer:
             segments: parsed, or made by hand; they are not changed.
             compression: another k than the tokenizer's own.
         """
-        return [self._tokenize(segment, compression or self.compression) for segment in segments]
+        return [self._tokenize(segment, self._rate(compression)) for segment in segments]
+
+    def _rate(self, compression: int | None) -> int:
+        """The k that was asked for, or the tokenizer's own."""
+        if compression is None:
+            return self.compression
+        check_compression(compression, most=None)
+        return compression
 
     def _tokenize(self, segment: Segment, compression: int) -> Segment:
         text = segment["raw_text"]
@@ -124,7 +134,7 @@ class RefragTokenizer:
         return plain_ids(text, self.decoder_tokenizer)
 
     def chunks(self, text: str, compression: int | None = None) -> list[Chunk]:
-        """Cut a document at places where both tokenizers do, as late as k encoder tokens allow.
+        """Cut a document at places where both tokenizers do, as late as k encoder tokens (and a number) allow.
 
         Args:
             text: of the document.
@@ -133,7 +143,7 @@ class RefragTokenizer:
         Returns:
             Chunks that tile the text; none for a text without tokens.
         """
-        k = compression or self.compression
+        k = self._rate(compression)
         found = align(text, self.encoder_tokenizer, self.decoder_tokenizer)
         last = (len(found.encoder), len(found.decoder))
         stops = [(i, j, lo) for i, j, lo, _ in found.anchors]
@@ -145,9 +155,12 @@ class RefragTokenizer:
         at = 0
         while at < len(stops) - 1:
             i0, j0, start = stops[at]
-            at += 1
+            first = at = at + 1
             while at + 1 < len(stops) and stops[at + 1][0] - i0 <= k:
                 at += 1
+            if self.whole_numbers and _inside_number(text, stops[at][2]):
+                whole = (n for n in range(at - 1, first - 1, -1) if not _inside_number(text, stops[n][2]))
+                at = next((n for n in whole if stops[n][0] > i0), at)
             i1, j1, end = stops[at]
             ids = tuple(found.encoder.ids[i0:i1]), tuple(found.decoder.ids[j0:j1])
             chunks.append(Chunk(start, end, *ids))
@@ -166,3 +179,13 @@ class RefragTokenizer:
             [[*row, *[pad] * (width - len(row))] for row in rows],
             [[1] * len(row) + [0] * (width - len(row)) for row in rows],
         )
+
+
+def _inside_number(text: str, at: int) -> bool:
+    """Whether a cut before the character ``at`` leaves digits of one number on both sides, as in 4|711 and 3,|517."""
+    before, after = text[max(0, at - 2) : at], text[at : at + 2]
+    if not before or not after:
+        return False
+    if before[-1].isdigit():
+        return after[0].isdigit() or (after[0] in ".,:" and after[1:].isdigit())
+    return before[-1] in ".,:" and before[0].isdigit() and after[0].isdigit()

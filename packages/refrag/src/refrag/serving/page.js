@@ -47,7 +47,11 @@ function addDoc(title, text) {
 async function addFiles(files) {
   for (const file of files) {
     if (file.size > 800000) fail(`${file.name} is too large: give texts of up to 200,000 characters`);
-    else addDoc(file.name, await file.text());
+    else {
+      const text = await file.text();
+      if (text.includes("\u0000") || text.includes("\ufffd")) fail(`${file.name} is no UTF-8 text`);
+      else addDoc(file.name, text);
+    }
   }
 }
 

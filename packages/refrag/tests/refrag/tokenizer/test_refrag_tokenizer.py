@@ -1,5 +1,7 @@
 """Prompts with documents: the seed's cases, the parser's hard ones, rows and chunks."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -154,8 +156,33 @@ def test_chunks_tile_a_document(text, encoder, decoder, k):
     assert all(a.end == b.start and a.start < a.end for a, b in zip(chunks, chunks[1:], strict=False))
 
 
+# Without offsets the two sides agree on few places, some of them in numbers.
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["the mill", "of", "4711.", "3,517", "9:30", "0.25", "in 1942,", "x7"]), min_size=1, max_size=30
+    ),
+    st.sampled_from(sorted(set(FAMILIES) - {"slow wordpiece"})),
+    st.sampled_from(sorted(set(FAMILIES) - {"slow wordpiece"})),
+)
+def test_no_chunk_ends_inside_a_number(words, encoder, decoder):
+    text = " ".join(words)
+    made = make(encoder, decoder)
+    numbers = [match.span() for match in re.finditer(r"\d+(?:[.,:]\d+)*", text)]
+    longest = max((len(plain_ids(text[a:b], made.encoder_tokenizer)) for a, b in numbers), default=0)
+    k = longest + 2  # every number has room in a chunk, with what the tokenizer puts before it
+    ends = [chunk.end for chunk in made.chunks(text, k)]
+    assert [(end, text[a:b]) for end in ends for a, b in numbers if a < end < b] == [], (
+        text,
+        encoder,
+        decoder,
+        k,
+        ends,
+    )
+
+
 def test_chunks_are_as_long_as_agreed_cuts_allow():
-    made = make("gpt2", "gpt2")
+    made = make("gpt2", "gpt2", whole_numbers=False)
     text = " ".join(SENTENCES[:3])
     for k in (1, 4, 8, 16):
         lengths = [len(chunk.encoder_ids) for chunk in made.chunks(text, k)]
@@ -194,7 +221,7 @@ def test_both_come_back_from_folders(tmp_path):
     assert made.chunks(SENTENCES[0]) == make("roberta", "gpt2", compression=8).chunks(SENTENCES[0])
 
 
-@pytest.mark.parametrize(("options", "message"), [({"compression": 0}, "no row"), ({"row_format": "x"}, "row format")])
+@pytest.mark.parametrize(("options", "message"), [({"compression": 0}, "number"), ({"row_format": "x"}, "row format")])
 def test_wrong_options(options, message):
     with pytest.raises(UserError, match=message):
         make(**options)
