@@ -38,6 +38,10 @@ def test_addresses_and_a_taken_port():
         with pytest.raises(UserError, match="cannot listen here") as error:
             listen("127.0.0.1", port)
     assert "--port" in str(error.value)
+    for host in ("999.1.1.1", "192.0.2.1", "a..b", "x" * 300, "::zz"):  # no addresses, or another machine's
+        with pytest.raises(UserError, match="cannot listen here") as error:
+            listen(host, 0)
+        assert "--host" in str(error.value) and "--port" not in str(error.value)
     if socket.has_ipv6:
         with listen("::1", 0) as listener:
             assert address_of(listener) == f"http://[::1]:{listener.getsockname()[1]}/"

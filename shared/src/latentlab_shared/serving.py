@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -41,9 +42,12 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be one
         listener.close()
-        raise UserError(f"cannot listen here ({error.strerror})", f"{host}:{port}", "Choose another --port") from None
+        of_port = isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES)
+        why = str(getattr(error, "strerror", "") or "no name of a machine")
+        fix = "Choose another --port" if of_port else "Give an address of this machine as --host"
+        raise UserError(f"cannot listen here ({why})", f"{host}:{port}", fix) from None
     listener.listen(512)
     return listener
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from latentlab_shared.config import from_dict, load_config
 from latentlab_shared.devices import choose_device
 from latentlab_shared.errors import UserError
-from latentlab_shared.files import sha256_file
+from latentlab_shared.files import read_json, sha256_file
 from latentlab_shared.runs import RunFolder, model_card
 from refrag.data.questions import QuestionExample, read_questions
 from refrag.eval.answers import SELECTIONS, Way, evaluate_answers, ways
@@ -168,6 +168,10 @@ def train_run(
     main = process.is_main_process
     if resume:
         settings = from_dict(RunSettings, RunFolder.read(folder).config, folder / "config.json")
+        read_json(folder / "environment.json")  # of the results, at the end
+        if not (folder / MODEL / "refrag.json").is_file():
+            fix = f"The run had hardly begun: train again with -o {folder} --overwrite"
+            raise UserError("the model that the run began with is missing", folder / MODEL, fix)
     else:
         settings = load_config(RunSettings, config_file, overrides, base)
         if main:

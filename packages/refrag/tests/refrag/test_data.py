@@ -21,6 +21,12 @@ from refrag.sample.facts import generate
 from refrag.training.alignments import read_texts
 
 
+def row_with(**fields):
+    """A row of a file of questions, with some fields changed."""
+    row = {"question": "?", "docs": [{"id": "1", "text": "x"}], "answer": "x [1]", "value": "x", "gold": "1"}
+    return json.dumps({**row, "start": 0, "end": 1, **fields})
+
+
 @pytest.mark.parametrize("name", ["questions.jsonl", "questions.jsonl.gz"])
 def test_questions_come_back_as_they_were(tmp_path, name):
     examples = [replace(e, also=("another",)) for e in generate(5, 0)]
@@ -41,7 +47,16 @@ def test_the_readme_says_what_a_question_is(tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [("{", "not valid JSON"), ('{"question": "?"}', "'docs'"), ("[]", "no JSON object")],
+    [
+        ("{", "not valid JSON"),
+        ('{"question": "?", "docs": []}', "'answer', 'value', 'gold', 'start', 'end' are missing"),
+        ('{"question": "?", "answer": "", "value": "", "gold": "1", "start": 0, "end": 1}', "'docs' is missing"),
+        ("[]", "no JSON object"),
+        (row_with(docs=[{"id": "1"}]), "'text' is missing in a document"),
+        (row_with(docs=[{"id": "[", "text": "x"}]), "no document id"),
+        (row_with(docs=[{"id": "1", "text": "\ud800"}]), "not UTF-8 text"),
+        (row_with(docs=[]), "no document has the id '1'"),
+    ],
 )
 def test_rows_that_are_no_questions_are_named(tmp_path, line, said):
     write_questions(tmp_path / "q.jsonl", generate(1, 0))

@@ -97,6 +97,19 @@ def test_questions_from_a_file_and_parts_from_folders(tmp_path):
     assert len(rows) == 10 and rows[0]["k"] == 8
 
 
+def test_a_run_that_cannot_go_on_says_so_first(tmp_path):
+    """Before any step; what it lacks is named."""
+    (tmp_path / "config.json").write_text("{}")
+    for held, said in (("{", "environment.json:1: not valid JSON"), ("{}", "model: the model that the run began with")):
+        (tmp_path / "environment.json").write_text(held)
+        _, err = refrag("train", "--resume", tmp_path, code=2)
+        assert said in err and err.count("\n") == 1
+    assert "--overwrite" in err
+    (tmp_path / "environment.json").unlink()
+    for verb in ("train", "pretrain-decoder"):
+        assert "environment.json: there is no such file" in refrag(verb, "--resume", tmp_path, code=2)[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

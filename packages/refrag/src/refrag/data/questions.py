@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from latentlab_shared.errors import UserError
 from latentlab_shared.files import atomic_path
 from refrag.data.lines import read_rows
 from refrag.model.documents import Doc
+
+_FIELDS = ("question", "docs", "answer", "value", "gold", "start", "end")  # of a row
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,21 @@ def read_questions(path: Path, limit: int | None = None) -> Iterator[QuestionExa
     for number, (where, row) in enumerate(read_rows(path)):
         if limit is not None and number >= limit:
             return
+        missing = [name for name in _FIELDS if name not in row]
+        if missing:
+            raise UserError(f"no question ({', '.join(map(repr, missing))} {_are(missing)} missing)", where)
         try:
             docs = tuple(Doc(str(d["id"]), d["text"], d.get("title")) for d in row["docs"])
-            fields = {name: row[name] for name in ("question", "answer", "value", "gold", "start", "end")}
+            fields = {name: row[name] for name in _FIELDS if name != "docs"}
             texts = [fields[name] for name in ("question", "answer", "value", "gold")] + [doc.text for doc in docs]
             if not all(isinstance(text, str) for text in [*texts, *row.get("also", ())]):
                 raise TypeError("a text that is none")
             yield QuestionExample(docs=docs, also=tuple(row.get("also", ())), **fields)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except KeyError as error:
+            raise UserError(f"no question ({error} is missing in a document)", where) from None
+        except (ValueError, TypeError, AttributeError, UserError) as error:
             raise UserError(f"no question ({' '.join(str(error).split())[:100]})", where) from None
+
+
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"

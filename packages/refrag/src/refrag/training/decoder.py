@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from latentlab_shared.config import from_dict, load_config
 from latentlab_shared.errors import UserError
-from latentlab_shared.files import sha256_file
+from latentlab_shared.files import read_json, sha256_file
 from latentlab_shared.runs import RunFolder, model_card
 from refrag.model.folder import load_decoder
 from refrag.model.hub import silence
@@ -195,6 +195,7 @@ def pretrain_decoder(
         raise UserError("there is no run to finish", folder, "Give a run with a checkpoint as --resume")
     if resume:
         settings = from_dict(DecoderSettings, RunFolder.read(folder).config, folder / "config.json")
+        read_json(folder / "environment.json")  # of the results, at the end
     else:
         settings = load_config(DecoderSettings, config_file, overrides, base)
         RunFolder.ensure_free(folder, overwrite=overwrite)
