@@ -323,7 +323,8 @@ def evaluate(
         files["table"] = str(output_dir / f"{name or task}.json")
         write_table(Path(files["table"]), shown, command=command, data=Path(data).name, seeds=seeds)
     columns = [name for name in rows[0] if name not in ("supported", "invalid")] if task == "questions" else None
-    place = output_dir or (model if (model / "config.json").is_file() else None)  # the run's own folder
+    place = model if (model / "config.json").is_file() else None  # the run's own folder
+    place = output_dir / (name or task) if output_dir is not None else place
     if task == "questions" and place is not None:
         from refrag.eval.report import write_report
 

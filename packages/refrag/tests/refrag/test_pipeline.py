@@ -70,7 +70,7 @@ def test_train_then_predict(tmp_path):
     files = json.loads(out)["files"]
     assert (
         all(Path(path).stat().st_size > 500 for path in files.values())
-        and "gate 0.3" in (tmp_path / "tables" / "report.html").read_text()
+        and "gate 0.3" in (tmp_path / "tables" / "questions" / "report.html").read_text()
         and not (run / "report.html").exists()
     )
     table = json.loads((tmp_path / "tables" / "questions.json").read_text())
