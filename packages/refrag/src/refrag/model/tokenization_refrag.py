@@ -156,11 +156,12 @@ class RefragTokenizer:
         while at < len(stops) - 1:
             i0, j0, start = stops[at]
             first = at = at + 1
-            while at + 1 < len(stops) and stops[at + 1][0] - i0 <= k:
+            # A token that stands for no text, such as the ▁ before a first word, goes with the next one.
+            while at + 1 < len(stops) and (stops[at + 1][0] - i0 <= k or stops[at][2] == start):
                 at += 1
             if self.whole_numbers and _inside_number(text, stops[at][2]):
                 whole = (n for n in range(at - 1, first - 1, -1) if not _inside_number(text, stops[n][2]))
-                at = next((n for n in whole if stops[n][0] > i0), at)
+                at = next((n for n in whole if stops[n][0] > i0 and stops[n][2] > start), at)
             i1, j1, end = stops[at]
             ids = tuple(found.encoder.ids[i0:i1]), tuple(found.decoder.ids[j0:j1])
             chunks.append(Chunk(start, end, *ids))

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from refrag_tokenizers import FAMILIES, SENTENCES, tokenizer
 
@@ -145,6 +145,8 @@ def test_rows_carry_the_encoders_marks():
     st.sampled_from(FAMILIES),
     st.integers(1, 20),
 )
+@example(" ", "llama", "llama", 1)  # a token that stands for no text
+@example("4711 of 12", "llama", "llama", 2)  # and one before a number
 def test_chunks_tile_a_document(text, encoder, decoder, k):
     made = make(encoder, decoder)
     chunks = made.chunks(text, k)
