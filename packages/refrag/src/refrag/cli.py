@@ -573,57 +573,14 @@ def bench(
     seed: Seed = 0,
 ) -> None:
     """Measure ratios side by side; with --output-dir, write the tables of the README."""
-    if what not in ("align", "ttft", "memory", "step", "serve"):
-        raise UserError(f"{what!r} is no benchmark", "refrag bench", "Use align, ttft, memory, step or serve")
-    if what == "serve":
-        from refrag.bench import serve as serving
+    from refrag.bench.suites import Asked, run_suite
 
-        told = serving.bench_serve(streams=streams, workers=workers, seed=seed, log=out.log)
-        if output_dir is not None:
-            serving.write_results(output_dir, told, f"refrag bench serve --streams {streams} --workers {workers}", seed)
-        out.result({"results": told}, table(told, ("name", "value", "target", "ok")))
-        if not all(row.get("ok", True) for row in told):
-            raise RunFailed("the server did not do what is demanded", "refrag bench serve")
-        return
-    if what != "align":
-        from refrag.bench import memory, training, ttft
-        from refrag.bench.random_models import Sizes
-
-        sizes = Sizes(context=context, seed=seed)
-        columns: tuple[str, ...] | None = None
-        options, write = f"--context {context} --repeats {repeats}", ttft.write_results
-        if what == "step":
-            measured = training.bench_step(repeats=repeats, seed=seed, log=out.log)
-            columns, options = ("name", "value", "unit", "loss", "target", "ok"), f"--repeats {repeats}"
-            write = training.write_results
-        elif what == "memory":
-            measured = memory.bench_memory(sizes, repeats=repeats, log=out.log)
-            write = memory.write_results
-        else:
-            measured = ttft.bench_ttft(sizes, repeats=repeats, log=out.log)
-        if output_dir is not None:
-            write(output_dir, measured, f"refrag bench {what} {options}", seed)
-        out.result({"results": measured}, table(measured, columns))
-        return
-    if data_dir is None:
-        raise UserError("no data", "--data-dir", "Give a folder with tokenizers/ and wikitext2/valid.txt")
-    from refrag.bench.align import bench_align, write_results
-
-    text = data_dir / "wikitext2" / "valid.txt"
-    rows, pairs = bench_align(
-        data_dir / "tokenizers",
-        text,
-        chars=chars,
-        cases=cases,
-        repeats=repeats,
-        references=references,
-        seed=seed,
-        log=out.log,
-    )
-    if output_dir is not None:
-        command = f"refrag bench align --chars {chars} --cases {cases} --references {references} --repeats {repeats}"
-        write_results(output_dir, rows, pairs, f"{command} --data-dir DATA", seed)
-    out.result({"results": rows, "pairs": pairs}, [table(rows), table(pairs)])
+    asked = Asked(data_dir, chars, cases, references, context, repeats, streams, workers, seed)
+    found = run_suite(what, asked, output_dir, out.log)
+    shown = [table(found.rows, found.columns), *([table(found.pairs)] if found.pairs else [])]
+    out.result({"results": found.rows, **({"pairs": found.pairs} if found.pairs else {})}, shown)
+    if what == "serve" and not found.met:
+        raise RunFailed("the server did not do what is demanded", "refrag bench serve")
 
 
 def main() -> None:
