@@ -53,22 +53,26 @@ def test_a_full_disk_and_a_read_only_folder_are_one_line(name: str, tmp_path: Pa
     assert said.code in (1, 2) and said.stdout == "" and said.stderr.strip().count("\n") == 0, said
     assert said.stderr.startswith(("error: ", "failed: ")) and "disk is full" in said.stderr, said.stderr
     assert not [p for p in full.rglob("*") if p.is_file() and p.suffix == ".tmp"]
-    lines = [[*line, str(good), "--json", "-v"], [*line, str(READ_ONLY / "lab"), "-q"]]
-    worked, refused = call(TARGETS[name], name, lines, tmp_path, **secrets).said
+    nowhere = str(READ_ONLY / "lab")
+    lines = [[*line, str(good), "--json", "-v"], [*line, nowhere, "-q"], ["train", "--output-dir", nowhere, "-q"]]
+    worked, refused, untrained = call(TARGETS[name], name, lines, tmp_path, **secrets).said
     assert worked.code == 0 and isinstance(json.loads(worked.stdout), dict), worked
     if READ_ONLY.is_dir():
-        assert refused.code == 2 and refused.one_line and refused.stderr.startswith("error: "), refused
+        for told_off in (refused, untrained):
+            assert told_off.code == 2 and told_off.one_line and told_off.stderr.startswith("error: "), told_off
     told = worked.stdout + worked.stderr + refused.stderr + said.stderr
     assert CANARY not in told
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and CANARY.encode() in p.read_bytes()]
 
 
-@pytest.mark.parametrize("name", list(TARGETS))
-def test_no_folder_can_be_made_where_none_may_be(name: str, tmp_path: Path) -> None:
-    if name == "latentlab-cache":
-        lines = [["stats", str(READ_ONLY / "none")]]
-    else:
-        lines = [["train", "--output-dir", str(READ_ONLY / "lab"), "-q"]]
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("latentlab-cache", [["stats", str(READ_ONLY / "none")]]),
+        ("refrag", [["train", "--output-dir", str(READ_ONLY / "lab"), "-q"]]),
+    ],
+)
+def test_no_folder_can_be_made_where_none_may_be(name: str, lines: list[list[str]], tmp_path: Path) -> None:
     (said,) = call(TARGETS[name], name, lines, tmp_path).said
     assert said.code == 2 and said.one_line and said.stderr.startswith("error: "), said
 

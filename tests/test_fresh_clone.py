@@ -129,8 +129,9 @@ def test_wheels_name_no_folder_and_install(clone: Path, constraint: Path, tmp_pa
     names = [member.name for member in PACKAGES]
     links = ["--find-links", str(tmp_path / "dist")]
     uv_pip(python, "-c", str(constraint), *links, *names, cwd=tmp_path)
+    sh(str(python), "-m", "pip", "check", cwd=tmp_path)
     for member in PACKAGES:
-        uses(python, member, tmp_path)
+        answers(python, member, tmp_path)
 
 
 def test_an_installed_package_does_its_job_without_the_checkout(clone: Path, constraint: Path, tmp_path: Path) -> None:
