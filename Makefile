@@ -70,8 +70,9 @@ PARTS := $(LONGEST) $(filter-out $(LONGEST),$(PACKAGES:%=packages/%)) shared
 test: install ## Run the quick tests, a process per package, side by side (under 10 minutes on 2 cores)
 	$(RUN) python scripts/run_tests.py $(PARTS)
 
+MARKED ?= slow
 test-slow: install ## Run only the slow tests: fresh clones, clean installs, wheels, killed processes, servers under load
-	$(RUN) python scripts/run_tests.py -m slow $(PARTS)
+	$(RUN) python scripts/run_tests.py -m "$(MARKED)" $(PARTS)
 
 test-all: test test-slow ## Run every test
 

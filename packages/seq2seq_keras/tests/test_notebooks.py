@@ -8,6 +8,7 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["seed_reproduced", "why_the_baseline_wins"])
 def test_a_notebook_runs(name, tmp_path):

@@ -66,6 +66,7 @@ def test_two_workers_end_with_equal_weights_and_one_workers_losses(tmp_path, mon
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_command_trains_with_two_workers(tmp_path):
     call = [
