@@ -28,6 +28,7 @@ from latentlab_shared.errors import CONTROLS, RunFailed, UserError
 
 app = new_app("refrag", "latentlab-refrag", "Answers from retrieved documents that a decoder reads as chunk vectors.")
 
+_UNSHOWN = ("supported", "invalid", "questions", "left_out")  # columns that stand in the file only
 MAX_DOCUMENT_BYTES = 16 * 2**20  # a few million tokens: more than any decoder's room
 SAMPLE_RUN = Path("runs/refrag/questions")  # what `refrag train` writes when it is told nothing
 Model = Annotated[Path, typer.Option("--model", "-m", help="A saved model, or a run folder.")]
@@ -290,6 +291,8 @@ def evaluate(
             device=device.value,
             log=out.debug,
         )
+        if missed := max(row["left_out"] for row in rows):
+            out.log(f"left out: {missed} questions whose passages, as tokens, are more than the decoder's positions")
     else:
         rates = compression or [4, 8, 16, 32]
         if task == "reconstruction":
@@ -322,7 +325,7 @@ def evaluate(
         seeds = [seed] if data == "sample" else []
         files["table"] = str(output_dir / f"{name or task}.json")
         write_table(Path(files["table"]), shown, command=command, data=Path(data).name, seeds=seeds)
-    columns = [name for name in rows[0] if name not in ("supported", "invalid")] if task == "questions" else None
+    columns = [name for name in rows[0] if name not in _UNSHOWN] if task == "questions" else None
     place = model if (model / "config.json").is_file() else None  # the run's own folder
     place = output_dir / (name or task) if output_dir is not None else place
     if task == "questions" and place is not None:

@@ -15,7 +15,7 @@ from latentlab_shared.errors import UserError
 from latentlab_shared.files import read_json, sha256_file
 from latentlab_shared.runs import RunFolder, model_card
 from refrag.data.questions import QuestionExample, read_questions
-from refrag.eval.answers import SELECTIONS, Way, evaluate_answers, ways
+from refrag.eval.answers import SELECTIONS, Way, evaluate_answers, those_that_fit, ways
 from refrag.eval.perplexity import measure_perplexity
 from refrag.eval.reconstruction import measure_reconstruction
 from refrag.inference.generator import RefragGenerator
@@ -375,16 +375,28 @@ def evaluate_questions(
         device: "auto" or a device.
         log: told what is going on.
 
+    Returns:
+        The rows of ``evaluate_answers``, with ``k``, ``questions`` (of the row) and ``left_out`` (those whose passages
+        the decoder has not the positions for).
+
     Raises:
-        UserError: if there is no model or no question.
+        UserError: if there is no model or no question, or none that the decoder has the positions for.
     """
     count = limit or 200
     examples = generate(count, seed) if data == "sample" else list(read_questions(Path(data), count))
     generator = RefragGenerator.from_pretrained(model_folder(model), device=device)
     rows = []
     for k in rates or (generator.tokenizer.compression,):
-        found = evaluate_answers(generator, examples, ways(fractions, selections), compression=k, seed=seed, log=log)
-        rows += [{"name": row.pop("name"), "k": k, **row} for row in found]
+        fitting = those_that_fit(generator, examples, k)
+        if not fitting:
+            raise UserError(
+                f"the passages of each question are more than the decoder's {generator.model.room} positions",
+                data,
+                "Give questions with fewer distractors: refrag prepare --distractors N",
+            )
+        found = evaluate_answers(generator, fitting, ways(fractions, selections), compression=k, seed=seed, log=log)
+        counts = {"questions": len(fitting), "left_out": len(examples) - len(fitting)}
+        rows += [{"name": row.pop("name"), "k": k, **counts, **row} for row in found]
     return rows
 
 

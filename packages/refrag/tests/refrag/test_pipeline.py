@@ -1,12 +1,14 @@
 """Runs from end to end, in few steps: folders that hold what is needed, and answers from them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_cli import refrag
 
 from refrag.data.questions import write_questions
+from refrag.model.documents import Doc
 from refrag.pipeline import RunSettings, evaluate_questions, train_run
 from refrag.sample.facts import generate
 from refrag.training.loop import LoopSettings
@@ -93,8 +95,15 @@ def test_questions_from_a_file_and_parts_from_folders(tmp_path):
     )
     results = train_run(tmp_path / "two", settings)
     assert results["last"]["loss"] > 0 and results["gate"]["last"] >= 0 and first["model"] != results["model"]
-    rows = evaluate_questions(Path(results["model"]), str(tmp_path / "q.jsonl"), limit=2)
+    model, long = Path(results["model"]), Doc("long", "The mill stands by the river. " * 400)
+    with_long = [replace(example, docs=(*example.docs, long)) for example in examples[:2]]
+    write_questions(tmp_path / "fits_in_part.jsonl", [with_long[0], *examples[:2]])
+    rows = evaluate_questions(model, str(tmp_path / "fits_in_part.jsonl"))
     assert len(rows) == 10 and rows[0]["k"] == 8
+    assert all((row["questions"], row["left_out"]) == (2, 1) for row in rows)
+    write_questions(tmp_path / "too_long.jsonl", with_long)
+    _, err = refrag("evaluate", "--model", model, "--data", tmp_path / "too_long.jsonl", code=2)
+    assert "more than the decoder's" in err and err.count("\n") == 1
 
 
 def test_a_run_that_cannot_go_on_says_so_first(tmp_path):

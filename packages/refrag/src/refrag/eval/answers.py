@@ -133,6 +133,35 @@ def evaluate_answers(
     return rows
 
 
+def those_that_fit(
+    generator: RefragGenerator,
+    examples: Sequence[QuestionExample],
+    compression: int | None = None,
+    max_new_tokens: int = 32,
+) -> list[QuestionExample]:
+    """The questions whose documents, given as tokens, and whose answers the decoder has the positions for.
+
+    Ways of giving documents are compared over the same questions, so one that no decoder of this size can read whole
+    is left out of all of them.
+
+    Args:
+        generator: the model.
+        examples: held out.
+        compression: another k than the tokenizer's own.
+        max_new_tokens: of an answer.
+    """
+    room = generator.model.room
+    if room is None:
+        return list(examples)
+    found = []
+    for example in examples:
+        whole = generator.window(example.question, example.docs, budget=None, compression=compression).full_length
+        right = len(prepare(example, generator.tokenizer, compression).target)
+        if whole + max(right, max_new_tokens) <= room:
+            found.append(example)
+    return found
+
+
 def score(examples: Sequence[QuestionExample], answers: Sequence[Answer]) -> dict[str, Any]:
     """Means over questions; precision and recall of citations over all of them together."""
     exact, f1, value, supported = [], [], [], []
