@@ -158,8 +158,8 @@ def train(
         raise UserError(f"{stage!r} is no stage", "--stage", "Use questions, alignment, reconstruction or pretraining")
     from dataclasses import replace
 
-    from refrag.pipeline import QUICK, RUNS, RunSettings, told, train_run
-    from refrag.training.loop import LoopSettings
+    from refrag.pipeline import RUNS, told, train_run
+    from refrag.training.settings import QUICK, LoopSettings, RunSettings
 
     quick = stage == "questions" and data == "sample" and not model and encoder == decoder == "tiny"
     base = RunSettings(
@@ -350,8 +350,9 @@ def demo(
     """Ask the built-in model questions it has not seen, and show answers, citations and what was read how."""
     from refrag.inference.generator import RefragGenerator
     from refrag.model.gate import Budget
-    from refrag.pipeline import QUICK, RunSettings, model_folder, train_run
+    from refrag.pipeline import model_folder, train_run
     from refrag.sample.facts import generate
+    from refrag.training.settings import QUICK, RunSettings
 
     home = model or SAMPLE_RUN
     if model is None and not (home / "results.json").exists():

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import islice
-from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from latentlab_shared.config import from_dict, load_config
 from latentlab_shared.devices import choose_device
@@ -19,24 +18,23 @@ from refrag.eval.answers import SELECTIONS, Way, evaluate_answers, those_that_fi
 from refrag.eval.perplexity import measure_perplexity
 from refrag.eval.reconstruction import measure_reconstruction
 from refrag.inference.generator import RefragGenerator
-from refrag.model.config_refrag import check_compression
 from refrag.model.folder import load_decoder
 from refrag.model.gate import Budget
 from refrag.model.tokenization_refrag import RefragTokenizer
 from refrag.sample.facts import generate, generate_groups
 from refrag.sample.tiny import assemble, make_tiny
-from refrag.training.alignment import AlignmentBatches, AlignmentObjective, AlignmentWeights
+from refrag.training.alignment import AlignmentBatches, AlignmentObjective
 from refrag.training.alignments import read_texts
-from refrag.training.loop import Batches, LoopSettings, load_trained, run_steps, steps_done
+from refrag.training.loop import Batches, load_trained, run_steps, steps_done
 from refrag.training.lora import add_lora, merge_lora
 from refrag.training.objectives import (
     ContinuationObjective,
-    Lengths,
     NextParagraphBatches,
     ReconstructionBatches,
     TurnBatches,
 )
 from refrag.training.questions import QuestionBatches, expansion_gains, prepare, train_gate
+from refrag.training.settings import RunSettings
 
 RUNS = Path("runs/refrag")
 MODEL = "model"  # of a run folder
@@ -44,97 +42,6 @@ _HELD_OUT = 50  # questions that a run is tried on at its end
 _JOINED = 4  # questions whose documents make one text
 
 Log = Callable[[str], None]
-Stage = Literal["alignment", "reconstruction", "pretraining", "questions"]
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What a run was asked for; ``config.json`` of a run folder.
-
-    Attributes:
-        stage: "alignment" (encoder and decoder over the same text), "reconstruction" (a text from its vectors),
-            "pretraining" (what follows a context of vectors), or "questions" (answers with citations, then the gate).
-        data: "sample", a .txt or .jsonl file of texts, or for the last stage a .jsonl file of questions.
-        model: "" for a new one, or the folder of a saved model to go on from.
-        encoder: of a new model: "tiny" (made here), "twin" (made here, from the decoder's embeddings), "minilm" (from
-            its package), a folder or a hub name.
-        decoder: of a new model: "tiny" (made here), a folder or a hub name.
-        compression: k of a new model.
-        training_model: what learns: p(rojector), e(ncoder), d(ecoder).
-        decoder_training: "full", "lora" (adapters, merged at the end), or "auto": full for a decoder made here, which
-            knows nothing yet, and for that of a saved model; lora for any other.
-        lora_rank: of the adapters.
-        limit: texts or questions to train on, at most; of the sample, sets of documents.
-        examples: of the sample: sets of documents.
-        questions: of each of them.
-        gate_examples: questions from which the gate learns.
-        gate_margin: nats per answer token from which a chunk is worth its tokens.
-        max_tokens: of an example of the alignment stage, on either side.
-        longest: stretches of the reconstruction stage are 1, 2, 4 … 2 ** (longest - 1) chunks.
-        lengths: reconstruction goes from short stretches to long ones ("curriculum"), or has them "mixed", or always
-            the "longest".
-        rates: k of the reconstruction and pretraining stages, by turns; the model's own if there are none.
-        context: chunks before the target of the pretraining stage, at the model's own k.
-        target: chunks to write there.
-        expanded: share of the context's chunks left as tokens there.
-        whole: share of the steps whose contexts are left as tokens from end to end.
-        weights: of the alignment losses.
-        loop: how to step.
-    """
-
-    stage: Stage = "questions"
-    data: str = "sample"
-    model: str = ""
-    encoder: str = "tiny"
-    decoder: str = "tiny"
-    compression: int = 8
-    training_model: str = "ped"
-    decoder_training: Literal["auto", "lora", "full"] = "auto"
-    lora_rank: int = 16
-    limit: int | None = None
-    examples: int = 1000
-    questions: int = 3
-    gate_examples: int = 64
-    gate_margin: float = 0.05
-    max_tokens: int = 128
-    longest: int = 4
-    lengths: Lengths = "curriculum"
-    rates: tuple[int, ...] = ()
-    context: int = 16
-    target: int = 4
-    expanded: float = 0.1
-    whole: float = 0.0
-    weights: AlignmentWeights = field(default_factory=AlignmentWeights)
-    loop: LoopSettings = field(default_factory=LoopSettings)
-
-    def __post_init__(self) -> None:
-        counts = ("lora_rank", "examples", "questions", "gate_examples", "max_tokens", "longest", "context", "target")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise UserError(f"must be at least 1, not {getattr(self, name)}", name)
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"must be at least 1, not {self.limit}", "limit")
-        for name in ("expanded", "whole"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"must be in [0, 1], not {getattr(self, name)}", name)
-        if not isfinite(self.gate_margin):
-            raise UserError(f"must be a number, not {self.gate_margin}", "gate_margin")
-        if not self.training_model or set(self.training_model) - set("ped"):
-            raise UserError(f"{self.training_model!r} names no parts", "training_model", "Use letters of p, e and d")
-        check_compression(self.compression)
-        for k in self.rates:
-            check_compression(k, "rates")
-
-    @property
-    def lora(self) -> bool:
-        """Whether adapters learn in the decoder's place."""
-        if "d" not in self.training_model or self.decoder_training == "full":
-            return False
-        return self.decoder_training == "lora" or (not self.model and self.decoder != "tiny")
-
-
-QUICK = LoopSettings(steps=600, learning_rate=4e-3, beta2=0.98)
-"""Of the built-in sample, from nothing to answers in under two minutes."""
 
 
 def train_run(

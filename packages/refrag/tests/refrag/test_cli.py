@@ -35,7 +35,7 @@ def tokenizers(tmp_path_factory):
 
 def test_nothing_heavy_is_loaded_for_help():
     heavy = ("torch", "transformers", "numpy", "pyarrow")
-    code = f"import sys, refrag.cli; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, refrag.cli, refrag.framework.settings; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

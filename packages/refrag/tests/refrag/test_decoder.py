@@ -12,8 +12,9 @@ from test_cli import refrag
 from refrag.model.folder import load_decoder
 from refrag.model.tokenizer.loading import load_tokenizer
 from refrag.training.decoder import DecoderSettings, LanguageBatches, LanguageObjective, make_decoder
-from refrag.training.loop import LoopSettings, run_steps
+from refrag.training.loop import run_steps
 from refrag.training.objectives import ContinuationObjective, ReconstructionBatches
+from refrag.training.settings import LoopSettings
 
 SMALL = ("vocabulary=300", "width=16", "layers=1", "heads=2", "block=16", "held_out=0.2", "loop.batch_size=4")
 SETS = [word for setting in SMALL for word in ("--set", setting)]

@@ -9,9 +9,9 @@ from test_cli import refrag
 
 from refrag.data.questions import write_questions
 from refrag.model.documents import Doc
-from refrag.pipeline import RunSettings, evaluate_questions, train_run
+from refrag.pipeline import evaluate_questions, train_run
 from refrag.sample.facts import generate
-from refrag.training.loop import LoopSettings
+from refrag.training.settings import LoopSettings, RunSettings
 
 FEW = LoopSettings(steps=3, batch_size=2, checkpoint_every=1)
 SMALL = ["--set", "loop.steps=3", "--set", "loop.batch_size=2", "--set", "examples=20", "--set", "gate_examples=2"]

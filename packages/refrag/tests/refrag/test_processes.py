@@ -17,7 +17,8 @@ import json, os, sys
 import torch
 from refrag.inference.generator import RefragGenerator
 from refrag.training.alignment import AlignmentBatches, AlignmentObjective
-from refrag.training.loop import LoopSettings, run_steps
+from refrag.training.loop import run_steps
+from refrag.training.settings import LoopSettings
 
 folder, out, engine, sentences = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
 generator = RefragGenerator.from_pretrained(folder)

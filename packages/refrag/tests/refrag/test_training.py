@@ -23,7 +23,7 @@ from refrag.training.alignment import (
     collate,
     make_example,
 )
-from refrag.training.loop import CHECKPOINT, LoopSettings, learning_rate_share, run_steps, steps_done
+from refrag.training.loop import CHECKPOINT, learning_rate_share, run_steps, steps_done
 from refrag.training.objectives import (
     ContinuationObjective,
     NextParagraphBatches,
@@ -32,6 +32,7 @@ from refrag.training.objectives import (
     TurnBatches,
     curriculum,
 )
+from refrag.training.settings import LoopSettings
 
 LONG = [" ".join(SENTENCES), " ".join(reversed(SENTENCES))]
 FAST = LoopSettings(steps=6, batch_size=2, learning_rate=1e-2, checkpoint_every=2)

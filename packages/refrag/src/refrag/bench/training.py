@@ -17,7 +17,8 @@ from refrag.model.modeling_refrag import RefragModel
 from refrag.model.tokenization_refrag import RefragTokenizer
 from refrag.sample.facts import generate
 from refrag.sample.tiny import make_tiny
-from refrag.training.alignment import AlignedExample, AlignmentObjective, AlignmentWeights, collate, make_example
+from refrag.training.alignment import AlignedExample, AlignmentObjective, collate, make_example
+from refrag.training.settings import AlignmentWeights
 
 Log = Callable[[str], None]
 _TARGET = 20.0

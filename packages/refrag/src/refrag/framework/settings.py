@@ -8,6 +8,7 @@ from typing import Any
 
 from latentlab_shared.config import from_dict
 from latentlab_shared.errors import UserError
+from refrag.training.settings import RunSettings
 
 _CONF = "configuration"
 
@@ -44,10 +45,8 @@ def run_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def make_settings(config: Mapping[str, Any]) -> Any:
+def make_settings(config: Mapping[str, Any]) -> RunSettings:
     """``RunSettings`` of a configuration, checked."""
-    from refrag.pipeline import RunSettings
-
     return from_dict(RunSettings, run_settings(config), _CONF)
 
 

@@ -7,7 +7,6 @@ covered the same prefix: what the decoder expects next should agree (KL). Two de
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,26 +19,7 @@ from latentlab_shared.errors import UserError
 from refrag.model.modeling_refrag import RefragModel
 from refrag.model.tokenization_refrag import RefragTokenizer
 from refrag.model.tokenizer.alignment import align
-
-
-@dataclass(frozen=True)
-class AlignmentWeights:
-    """Weights of the three losses; the defaults are the seed's.
-
-    Attributes:
-        mse: of the means of aligned spans.
-        kld: of the next-token distributions at anchors, KL(from DE ‖ from RE).
-        argmax: of the token that DE makes likeliest, under RE.
-    """
-
-    mse: float = 1.0
-    kld: float = 1.0
-    argmax: float = 0.2
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not (math.isfinite(value) and value >= 0):
-                raise UserError(f"must be 0 or more, not {value}", f"weights.{name}")
+from refrag.training.settings import AlignmentWeights
 
 
 @dataclass(frozen=True)

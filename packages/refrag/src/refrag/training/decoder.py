@@ -22,7 +22,8 @@ from refrag.model.tokenizer.loading import load_tokenizer
 from refrag.sample.copying import ROPE_THETA, start_copying
 from refrag.sample.tiny import decoder_tokenizer
 from refrag.training.alignments import read_texts
-from refrag.training.loop import LoopSettings, load_trained, run_steps, steps_done
+from refrag.training.loop import load_trained, run_steps, steps_done
+from refrag.training.settings import LoopSettings
 
 DECODER = "decoder"  # of a run folder
 

@@ -8,10 +8,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -20,57 +20,10 @@ from torch import Tensor, nn
 from latentlab_shared.devices import choose_device
 from latentlab_shared.errors import RunFailed, UserError
 from latentlab_shared.files import atomic_path
+from refrag.training.settings import LoopSettings
 
 Log = Callable[[int, dict[str, float]], None]
 CHECKPOINT = Path("checkpoints") / "last.safetensors"
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """How to step.
-
-    Attributes:
-        steps: updates in all.
-        batch_size: examples per update, over all processes.
-        learning_rate: AdamW's highest.
-        warmup: share of the steps in which the rate rises; a cosine to zero follows (the paper's 4 %).
-        weight_decay: of matrices.
-        clip: largest gradient norm.
-        seed: of every random choice.
-        checkpoint_every: updates between two checkpoints.
-        engine: what several processes do: "ddp" has every process hold the whole model, "fsdp2" a share of it.
-        beta2: AdamW's memory of squared gradients; short runs want less than the usual 0.999.
-        bf16: multiply in bfloat16, where the processor can.
-    """
-
-    steps: int = 1000
-    batch_size: int = 16
-    learning_rate: float = 2e-4
-    warmup: float = 0.04
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    seed: int = 0
-    checkpoint_every: int = 100
-    engine: Literal["ddp", "fsdp2"] = "ddp"
-    beta2: float = 0.999
-    bf16: bool = False
-
-    def __post_init__(self) -> None:
-        counts = {"steps": self.steps, "batch_size": self.batch_size, "checkpoint_every": self.checkpoint_every}
-        for name, count in counts.items():
-            if count < 1:
-                raise UserError(f"must be at least 1, not {count}", name)
-        for name in ("learning_rate", "clip"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise UserError(f"must be above 0, not {getattr(self, name)}", name)
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise UserError(f"must be 0 or more, not {self.weight_decay}", "weight_decay")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"must be from 0 to 2³² - 1, not {self.seed}", "seed")
-        if not 0 < self.beta2 < 1:
-            raise UserError(f"must be in (0, 1), not {self.beta2}", "beta2")
-        if not 0 <= self.warmup <= 1:
-            raise UserError(f"must be in [0, 1], not {self.warmup}", "warmup")
 
 
 class Batches(Protocol):

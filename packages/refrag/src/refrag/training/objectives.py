@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from latentlab_shared.errors import UserError
 from refrag.model.modeling_refrag import RefragModel
 from refrag.model.tokenization_refrag import Chunk, RefragTokenizer
+from refrag.training.settings import Lengths
 
 _NOT_ASKED = -100
 LONGEST = 9  # the paper's stages, and its lengths 1, 2, 4 … 256 chunks
 
-Lengths = Literal["curriculum", "mixed", "longest"]
 """How long reconstructed stretches are: from short to long, every length equally often, or always the longest."""
 
 Piece = tuple[int, ...] | Chunk
