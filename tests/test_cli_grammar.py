@@ -69,6 +69,7 @@ def asked(name: str, target: str, folder: Path) -> Session:
     verbs = list(commands(target))
     helps = [["--help"], ["--version"], *([verb, "--help"] for verb in verbs)]
     mistakes = [[], ["no-such-verb"], ["--no-such-flag"], *([verb, "--no-such-flag"] for verb in verbs)]
+    mistakes += [["serve", "--host", "192.0.2.1"]] if "serve" in verbs else []  # an address of another machine
     return call(target, name, [*helps, *mistakes], folder)
 
 

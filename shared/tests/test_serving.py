@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from latentlab_shared.errors import UserError
-from latentlab_shared.serving import address_of, listen
+from latentlab_shared.serving import address_of, check_address, listen
 
 
 def test_an_answer_in_two_writes_is_not_held_back():
@@ -36,8 +36,9 @@ def test_addresses_and_a_taken_port():
         port = listener.getsockname()[1]
         assert address_of(listener) == f"http://127.0.0.1:{port}/"
         with pytest.raises(UserError, match="cannot listen here") as error:
-            listen("127.0.0.1", port)
+            check_address("127.0.0.1", port)
     assert "--port" in str(error.value)
+    check_address("127.0.0.1", port)  # free again
     for host in ("999.1.1.1", "192.0.2.1", "a..b", "x" * 300, "::zz"):  # no addresses, or another machine's
         with pytest.raises(UserError, match="cannot listen here") as error:
             listen(host, 0)

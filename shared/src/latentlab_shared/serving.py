@@ -52,6 +52,15 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def check_address(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on, before a model is loaded for it.
+
+    Raises:
+        UserError: as for ``listen``.
+    """
+    listen(host, port).close()
+
+
 def address_of(listener: socket.socket) -> str:
     """The URL of a listening socket."""
     host, port = listener.getsockname()[:2]

@@ -29,6 +29,7 @@ from latentlab_shared.cli import (
     verb,
 )
 from latentlab_shared.errors import UserError
+from latentlab_shared.serving import check_address
 
 if TYPE_CHECKING:
     from clara_absa.configs.schema import AspectSentimentResult
@@ -457,6 +458,7 @@ def serve(
     device: Device = DeviceName.auto,
 ) -> None:
     """Serve the API and its page until Ctrl-C."""
+    check_address(host, port)
     from clara_absa.inference import AspectSentiment
     from clara_absa.serving.app import create_app
     from latentlab_shared.serving import serve_app

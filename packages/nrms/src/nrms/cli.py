@@ -25,6 +25,7 @@ from latentlab_shared.cli import (
     verb,
 )
 from latentlab_shared.errors import UserError
+from latentlab_shared.serving import check_address
 
 if TYPE_CHECKING:
     from nrms.data.rows import BadRows
@@ -465,6 +466,7 @@ def serve(
     device: Device = DeviceName.cpu,
 ) -> None:
     """Serve the API and its page until Ctrl-C; an empty database first gets the model's own articles."""
+    check_address(host, port)
     from nrms.server.corpus import open_ready
     from nrms.server.settings import Settings
     from nrms.server.workers import serve

@@ -25,6 +25,7 @@ from latentlab_shared.cli import (
     verb,
 )
 from latentlab_shared.errors import CONTROLS, RunFailed, UserError
+from latentlab_shared.serving import check_address
 
 app = new_app("refrag", "latentlab-refrag", "Answers from retrieved documents that a decoder reads as chunk vectors.")
 
@@ -455,17 +456,16 @@ def serve(
     device: Device = DeviceName.auto,
 ) -> None:
     """Serve the API and its page until Ctrl-C."""
+    check_address(host, port)
     import os
 
     from refrag.pipeline import model_folder
     from refrag.serving.app import serve
     from refrag.serving.library import Library
 
-    token = None
-    if token_env is not None:
-        token = os.environ.get(token_env)
-        if not token:
-            raise UserError("this variable is not set", token_env, "Put the token into the environment")
+    token = os.environ.get(token_env) if token_env is not None else None
+    if token_env is not None and not token:
+        raise UserError("this variable is not set", token_env, "Put the token into the environment")
     library = None
     if documents is not None:
         library = Library(retriever, encoder, cache_dir and cache_dir / "passages")  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ from latentlab_shared.cli import (
     verb,
 )
 from latentlab_shared.errors import CONTROLS, UserError
+from latentlab_shared.serving import check_address
 
 if TYPE_CHECKING:
     from rsr_net.data import Example
@@ -285,6 +286,7 @@ def serve(
     device: Device = DeviceName.auto,
 ) -> None:
     """Serve the API and its page until Ctrl-C."""
+    check_address(host, port)
     from latentlab_shared.serving import serve_app
     from rsr_net.inference import Summarizer
     from rsr_net.serving.app import create_app

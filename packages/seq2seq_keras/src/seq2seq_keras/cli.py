@@ -28,6 +28,7 @@ from latentlab_shared.cli import (
     verb,
 )
 from latentlab_shared.errors import UserError
+from latentlab_shared.serving import check_address
 
 if TYPE_CHECKING:
     from seq2seq_keras.inference import Summary
@@ -462,6 +463,7 @@ def serve(
     device: Device = DeviceName.auto,
 ) -> None:
     """Serve the API and its page until Ctrl-C."""
+    check_address(host, port)
     from dataclasses import replace
 
     from latentlab_shared.serving import serve_app
