@@ -135,6 +135,7 @@ def test_pretrain_gives_a_backbone(home):
         (["train", "--set", "memory.tokens=0", "-o", "x"], "memory.tokens: must be at least 1"),
         (["train", "--set", "lora.targets=[q_proj]", "--set", "lora.rank=2", "-o", "x"], "no linear module is called"),
         (["train", "--set", "loss.distill=1", "-o", "x"], "needs a teacher"),
+        (["train", "--set", "loss.mark=1", "--set", "memory.start=tokens", "-o", "x"], "cannot be read off"),
         (["train", "--resume", "absent"], "no such run folder"),
         (["train", "--resume", "absent", "--seed", "0"], "Leave --seed out"),
         (["train", "--resume", "absent", "--task", "joint"], "Leave --task out"),

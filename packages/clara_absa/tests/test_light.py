@@ -1,6 +1,7 @@
 """The light compressor: texts of a row stay apart, and a prefix of a nested memory is what it would be alone."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from clara_helpers import EXAMPLES, TOKENIZER
 
 from clara_absa.configs import MemoryConfig
+from clara_absa.configs.schema import POLARITIES
 from clara_absa.data_utils.batches import Batcher
 from clara_absa.data_utils.packing import Tree, pack
 from clara_absa.data_utils.prompts import Prompter
@@ -51,7 +53,7 @@ def test_packed_texts_have_the_memory_of_each_alone(pooled):
             table = encoder.get_input_embeddings()(torch.tensor(text))
             parts = [(j * len(text) // 4, (j + 1) * len(text) // 4) for j in range(4)]
             means = [table[min(a, len(text) - 1) : max(b, min(a, len(text) - 1) + 1)].mean(0) for a, b in parts]
-            assert torch.allclose(its_words, torch.stack(means), atol=1e-5)  # the skip begins as the identity
+            assert torch.allclose(its_words, -torch.stack(means), atol=1e-5)  # as the skip begins
     states = encoder(input_ids=torch.tensor([texts[0]])).last_hidden_state
     packed_states = encoder(
         input_ids=packed.ids,
@@ -96,5 +98,43 @@ def test_one_gradient_reaches_encoder_and_decoder_and_words_stay():
     gradients = {name: p.grad for name, p in model.named_parameters()}
     assert gradients["reader.encoder.encoder.layer.0.attention.self.query.weight"].abs().max() > 0
     assert gradients["backbone.model.layers.0.self_attn.qkv_proj.weight"].abs().max() > 0
+    queries, keys, _ = backbone.model.layers[0].self_attn.qkv_proj.weight.chunk(3)
+    assert torch.equal(queries, -keys)  # a word attends to the vectors that hold it, and these hold it negated
     table = backbone.get_input_embeddings().weight
     assert table.grad is None and torch.equal(table, encoder.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("by", ["encoder", "decoder"])
+@torch.no_grad()
+def test_marks_are_read_off_the_vectors_that_hold_the_aspects(by):
+    """Against the plain way: for each aspect, its stretch by hand, and that vector's cross-entropy."""
+    memory = MemoryConfig(tokens=4, reader=by, start="pooled")
+    backbone = backbone_on_encoder(TOKENIZER, encoder_of(), layers=1)
+    reader = LightReader(encoder_of(), 4, 1, 16, pooled=True).eval() if by == "encoder" else None
+    model = FastClaraModel(backbone, memory, reader).eval()
+    batcher = Batcher(Prompter(TOKENIZER), memory, 64, TOKENIZER)
+    examples = [replace(EXAMPLES[0], text=f"  {EXAMPLES[0].text}", aspects=_moved(EXAMPLES[0], 2)), *EXAMPLES[1:4]]
+    items = [batcher.item(example) for example in examples]
+    assert len(batcher.training(items, [["reason"]] * 4).texts.ids) > 1
+    vectors, _ = model.compress(batcher.texts([item.text for item in items]))
+    vocabulary = model.backbone.get_output_embeddings().weight
+    words = vocabulary[torch.tensor([answer[0] for answer in batcher.prompter.verbalizers])]
+    expected = 0.0
+    for number, (example, item) in enumerate(zip(examples, items, strict=True)):
+        offsets = TOKENIZER(example.text, return_offsets_mapping=True)["offset_mapping"]
+        for aspect in example.aspects:
+            middle = (aspect.start + aspect.end - 1) // 2
+            [token] = [n for n, (low, high) in enumerate(offsets) if low <= middle < high]
+            [slot] = [j for j in range(4) if j * len(item.text) // 4 <= token < (j + 1) * len(item.text) // 4]
+            vector = vectors[4 * number + slot]
+            scores = words @ (vector / vector.square().mean().sqrt())
+            expected -= float(scores.log_softmax(-1)[POLARITIES.index(aspect.polarity)])
+    batch = batcher.training(items, [["reason"]] * 4)
+    verbalizers = torch.tensor([answer[0] for answer in batcher.prompter.verbalizers])
+    sums = model(batch.texts, batch.questions, verbalizers=verbalizers, marks=batch.marks)
+    assert float(sums.marked) == pytest.approx(expected, rel=1e-4)
+    assert float(model(batch.texts, batch.questions).marked) == 0.0
+
+
+def _moved(example, by):
+    return tuple(replace(aspect, start=aspect.start + by, end=aspect.end + by) for aspect in example.aspects)

@@ -81,6 +81,8 @@ def train_run(
         log(f"adapter on {target.modules} x {target.name}: {target.parameters:,} parameters")
     log(f"{trainable:,} of {sum(p.numel() for p in model.parameters()):,} parameters are trained, on {device}")
     items = [batcher.item(example, teacher) for example, teacher in zip(train, teachers, strict=True)]
+    if cut := sum(batcher.kept(example.text) < len(example.text) for example in train):
+        log(f"{cut} texts are longer than memory.max_text_tokens ({batcher.max_tokens}): only their beginning is read")
     schedule = make_schedule(config.loss).to(device)
     objective: SeedObjective | PackedObjective
     if config.recipe == "seed":

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clara_absa.configs.base_config import MemoryConfig
-from clara_absa.configs.schema import Example, Task
+from clara_absa.configs.schema import POLARITIES, Example, Task
 from clara_absa.data_utils.packing import TASKS, Branch, Packed, Tree, pack
 from clara_absa.data_utils.prompts import Prompter
 
@@ -26,17 +26,20 @@ class Batch:
         questions: on memory slots, or on the text.
         sentences: how many there are.
         teacher: the teacher's probabilities for each question about an aspect, (Q, 3), or None.
+        marks: text, token in the middle of an aspect, and number of its polarity, (N, 3).
     """
 
     texts: Packed | None
     questions: Packed
     sentences: int
     teacher: Tensor | None = None
+    marks: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on another device."""
         teacher = None if self.teacher is None else self.teacher.to(device)
-        return Batch(self.texts and self.texts.to(device), self.questions.to(device), self.sentences, teacher)
+        marks = None if self.marks is None else self.marks.to(device)
+        return Batch(self.texts and self.texts.to(device), self.questions.to(device), self.sentences, teacher, marks)
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,14 @@ class Item:
         words: ids of the text in the backbone's vocabulary.
         branches: the training questions of each task.
         teacher: the teacher's probabilities for each aspect, (n, 3), or None.
+        marks: the token in the middle of each aspect that has a place in the text, and the number of its polarity.
     """
 
     text: tuple[int, ...]
     words: tuple[int, ...]
     branches: dict[Task, tuple[Branch, ...]]
     teacher: Tensor | None = None
+    marks: tuple[tuple[int, int], ...] = ()
 
 
 class Batcher:
@@ -104,7 +109,27 @@ class Batcher:
         """Tokenise a sentence with its training questions."""
         words = self.prompter.text(example.text)
         text = words if self.memory.reader != "encoder" else self.read(example.text)
-        return Item(text, words, self.prompter.branches(example), teacher)
+        return Item(text, words, self.prompter.branches(example), teacher, self.marks(example, len(text)))
+
+    def marks(self, example: Example, length: int) -> tuple[tuple[int, int], ...]:
+        """The token in the middle of each aspect that has a place in the text, and the number of its polarity.
+
+        Args:
+            example: the sentence.
+            length: tokens of its text as the compressor reads it.
+        """
+        encodes = self.memory.reader == "encoder"
+        tokenizer = self.encoder_tokenizer if encodes else self.prompter.tokenizer
+        if not tokenizer.is_fast:  # knows no places
+            return ()
+        coded, found = tokenizer(example.text, add_special_tokens=encodes, verbose=False), []
+        for aspect in example.aspects:
+            if aspect.start is None or aspect.end is None or aspect.polarity is None:
+                continue
+            token = coded.char_to_token((aspect.start + aspect.end - 1) // 2)
+            if token is not None and token < length:
+                found.append((int(token), POLARITIES.index(aspect.polarity)))
+        return tuple(found)
 
     def slots(self, text: Sequence[int]) -> int:
         """Memory vectors that are computed for a text."""
@@ -158,7 +183,9 @@ class Batcher:
         ]
         taught = [item.teacher for item in items if item.teacher is not None]
         teacher = torch.cat(taught) if len(taught) == len(items) and taught else None
-        return Batch(self.texts(texts), self.questions(texts, asked, size), len(items), teacher)
+        marks = [(number, *mark) for number, item in enumerate(items) for mark in item.marks]
+        marked = torch.tensor(marks, dtype=torch.long).view(-1, 3)
+        return Batch(self.texts(texts), self.questions(texts, asked, size), len(items), teacher, marked)
 
 
 def task_tokens(items: Sequence[Item], chosen: Sequence[Sequence[Task]]) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -32,11 +32,13 @@ class LossSums:
         tasks: negative log-likelihood of the tokens of each task, (len(TASKS),).
         alignment: squared distances of mean memory and mean text, averaged over components, summed over texts, ().
         distill: KL divergence from the teacher, summed over aspects, ().
+        marked: negative log-likelihood of the polarities read off the memory, summed over marks, ().
     """
 
     tasks: Tensor
     alignment: Tensor
     distill: Tensor
+    marked: Tensor
 
 
 class FastClaraModel(nn.Module):
@@ -65,7 +67,9 @@ class FastClaraModel(nn.Module):
             share = 0.3 if memory.start == "pooled" else 1.0
             self.memory_tokens = nn.Parameter(torch.randn(memory.tokens, width, device=table.device) * size * share)
         if memory.reader != "none":
-            self.log_scale = nn.Parameter(size.log().detach().view(1))
+            # Words are to be found by their embeddings, so what a light encoder read must not drown them.
+            share = 0.3 if memory.reader == "encoder" and memory.start == "pooled" else 1.0
+            self.log_scale = nn.Parameter((share * size).log().detach().view(1))
         self._roles = [m for m in backbone.modules() if "compress" in getattr(m, "lora_A", {})]
 
     @property
@@ -228,6 +232,7 @@ class FastClaraModel(nn.Module):
         label_smoothing: float = 0.0,
         teacher: Tensor | None = None,
         verbalizers: Tensor | None = None,
+        marks: Tensor | None = None,
     ) -> LossSums:
         """Both phases in one call, which is what data-parallel wrappers need.
 
@@ -237,7 +242,8 @@ class FastClaraModel(nn.Module):
             align_to: gives the target of the alignment instead of the mean last hidden state.
             label_smoothing: of the polarity answers.
             teacher: probabilities of the polarities for each question about an aspect, (Q, 3).
-            verbalizers: the one token of each polarity, (3,); needed with ``teacher``.
+            verbalizers: the one token of each polarity, (3,); needed with ``teacher`` and ``marks``.
+            marks: text, token of the text, and number of the polarity that the token's vector should say, (N, 3).
         """
         memory, means = self.compress(texts) if texts is not None else (None, None)
         logits = self.logits(questions, memory)
@@ -265,7 +271,30 @@ class FastClaraModel(nn.Module):
             first[1:] = answers[1:] != answers[:-1]
             asked = logits[reasoning & first][:, verbalizers].log_softmax(-1)  # (Q, 3)
             distill = F.kl_div(asked, teacher.to(asked), reduction="sum")
-        return LossSums(sums, alignment, distill)
+        marked = zero
+        if marks is not None and len(marks):
+            assert texts is not None and memory is not None and verbalizers is not None
+            text, token, polarity = marks.unbind(1)
+            # As the decoder's last norm and its output embeddings would read it, at no cost in parameters.
+            vectors = F.rms_norm(memory[self._holders(texts, text, token)].float(), memory.shape[1:])  # (N, d)
+            words = self._causal.get_output_embeddings().weight[verbalizers].float()  # (3, d)
+            marked = F.cross_entropy(vectors @ words.T, polarity, reduction="sum")
+        return LossSums(sums, alignment, distill, marked)
+
+    def _holders(self, texts: Packed, text: Tensor, token: Tensor) -> Tensor:
+        """The memory vector whose stretch holds a token, for memories of one size that part their texts evenly, (N,).
+
+        Args:
+            texts: what is compressed.
+            text: number of each token's text, (N,).
+            token: its place there, (N,).
+        """
+        tree, count = texts.tree.flatten(), self.memory.tokens
+        length = torch.bincount(tree[(tree >= 0) & (texts.ids.flatten() >= 0)])  # (S,)
+        number = torch.arange(count, device=tree.device).repeat(len(length))
+        low, high = stretches(number, torch.full_like(number, count), length.repeat_interleave(count), nested=False)
+        inside = (low.view(-1, count)[text] <= token[:, None]) & (token[:, None] < high.view(-1, count)[text])
+        return text * count + inside.int().argmax(1)
 
     def mean_embeddings(self, texts: Packed) -> Tensor:
         """Mean input embedding of each text's tokens, (S, d): what the seed aligns its memory to."""

@@ -31,6 +31,14 @@ class ReadingLayer(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
 
+    def pass_through(self) -> None:
+        """Begin with nothing added: queries leave as they came."""
+        last = self.feed[-1]
+        assert isinstance(last, nn.Linear)
+        for linear in (self.out, last):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
     def forward(self, queries: Tensor, text: Tensor, real: Tensor) -> Tensor:
         """Read.
 
@@ -63,7 +71,7 @@ class LightReader(nn.Module):
         depth: reading layers.
         width: d, of the decoder.
         pooled: each query begins with the mean state of its stretch of the text, and the mean word embedding of the
-            stretch is passed on beside what is read: a decoder of the same vocabulary knows the words at once.
+            stretch is passed on beside what is read, at first with the opposite sign: see `backbone_on_encoder`.
         nested: stretches from coarse to fine, see `stretches`.
     """
 
@@ -75,12 +83,17 @@ class LightReader(nn.Module):
         size = int(encoder.config.hidden_size)
         self.queries = nn.Parameter(torch.randn(tokens, size) * 0.5)
         heads = int(encoder.config.num_attention_heads)
-        self.layers = nn.ModuleList(ReadingLayer(size, heads) for _ in range(depth))
+        layers = [ReadingLayer(size, heads) for _ in range(depth)]
+        self.layers = nn.ModuleList(layers)
         self.norm, self.project = nn.LayerNorm(size), nn.Linear(size, width)
         if pooled:
             self.skip = nn.Linear(size, width, bias=False)
+            nn.init.eye_(self.skip.weight)
             with torch.no_grad():
-                nn.init.eye_(self.skip.weight)
+                self.skip.weight.neg_()  # a word of a question is not to take itself for the memory
+            nn.init.eye_(self.project.weight)
+            for layer in layers:  # what the encoder found reaches the memory at once
+                layer.pass_through()
 
     def forward(self, texts: Packed) -> tuple[Tensor, Tensor]:
         """Memory of packed texts, tree by tree, (S * k, d), and the words passed on beside it, (S * k, d), or 0.

@@ -9,6 +9,7 @@ from clara_absa.configs.schema import POLARITIES, PROMPTS, Example, Task
 from clara_absa.data_utils.prompts import extraction_answer
 
 END = "<|endoftext|>"
+_MATCH = 2**0.5  # gain of the first layer's queries and keys: a word's own vector gets a few times an average weight
 
 
 def train_tokenizer(examples: Iterable[Example], size: int = 4000) -> Any:
@@ -95,7 +96,10 @@ def make_backbone(
 def backbone_on_encoder(tokenizer: Any, encoder: Any, layers: int = 2, seed: int = 0, dropout: float = 0.0) -> Any:
     """A small decoder that shares the vocabulary and the word embeddings of a pretrained encoder.
 
-    The embeddings stay as they are: an aspect that no training sentence names still means something.
+    The embeddings stay as they are: an aspect that no training sentence names still means something. The first layer's
+    keys begin as its queries, but for the sign (mimetic initialization, Trockman and Kolter, 2023): a light memory
+    holds its words with the opposite sign, so the words of a question attend at once to the vectors that hold them and
+    not to themselves. Thousands of sentences are too few to learn this from nothing.
 
     Args:
         tokenizer: the encoder's.
@@ -112,5 +116,11 @@ def backbone_on_encoder(tokenizer: Any, encoder: Any, layers: int = 2, seed: int
     table = backbone.get_input_embeddings()
     with torch.no_grad():
         table.weight.copy_(words)
+        queries, keys, _ = backbone.model.layers[0].self_attn.qkv_proj.weight.chunk(3)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for head in queries.chunk(heads):
+                torch.nn.init.orthogonal_(head, gain=_MATCH)
+        keys.copy_(-queries)
     table.weight.requires_grad_(False)
     return backbone

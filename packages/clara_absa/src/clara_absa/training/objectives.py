@@ -68,8 +68,16 @@ class PackedObjective:
         single = batcher.prompter.single
         if config.loss.distill and not single:
             raise UserError("distillation needs a backbone whose polarities are one token each", "loss.distill")
+        memory = config.memory
+        evenly = memory.reader != "none" and memory.start == "pooled" and not memory.sizes and memory.ratio is None
+        if config.loss.mark and not (single and evenly and any(item.marks for item in items)):
+            raise UserError(
+                "polarities cannot be read off this memory",
+                "loss.mark",
+                "It needs one token for each polarity, memory.start=pooled of one size, and aspects with places",
+            )
         ids = [answer[0] for answer in batcher.prompter.verbalizers]
-        self._verbalizers = torch.tensor(ids, device=device) if config.loss.distill else None
+        self._verbalizers = torch.tensor(ids, device=device) if config.loss.distill or config.loss.mark else None
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """All sentences, shuffled."""
@@ -102,16 +110,18 @@ class PackedObjective:
                 label_smoothing=loss.label_smoothing,
                 teacher=batch.teacher if loss.distill else None,
                 verbalizers=self._verbalizers,
+                marks=batch.marks if loss.mark else None,
             )
             means = sums.tasks / tokens
             alignment = sums.alignment / len(items)
             distill = sums.distill / aspects
+            marked = sums.marked / max(1, sum(len(item.marks) for item in items))
             # The schedule's own term counts once, however many parts there are.
             whole = len(part) / len(items)
             joined = self.schedule.combine(means[REC], means[EXT] + means[REASON], progress, whole)
-            total = joined + loss.gamma * alignment + loss.distill * distill
+            total = joined + loss.gamma * alignment + loss.distill * distill + loss.mark * marked
             found = (("rec", means[REC]), ("ext", means[EXT]), ("reason", means[REASON]))
-            logged = (*found, ("alignment", alignment), ("distill", distill))
+            logged = (*found, ("alignment", alignment), ("distill", distill), ("mark", marked))
             # A process knows its own share of the update only: for the log it stands for all.
             yield total * share, {name: self.world * float(value.detach()) for name, value in logged}
 
