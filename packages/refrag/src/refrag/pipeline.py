@@ -295,7 +295,7 @@ def evaluate_questions(
     rows = []
     for k in rates or (generator.tokenizer.compression,):
         fitting = those_that_fit(generator, examples, k)
-        if not fitting:
+        if examples and not fitting:
             raise UserError(
                 f"the passages of each question are more than the decoder's {generator.model.room} positions",
                 data,

@@ -104,6 +104,9 @@ def test_questions_from_a_file_and_parts_from_folders(tmp_path):
     write_questions(tmp_path / "too_long.jsonl", with_long)
     _, err = refrag("evaluate", "--model", model, "--data", tmp_path / "too_long.jsonl", code=2)
     assert "more than the decoder's" in err and err.count("\n") == 1
+    (tmp_path / "empty.jsonl").write_text("")
+    _, err = refrag("evaluate", "--model", model, "--data", tmp_path / "empty.jsonl", code=2)
+    assert "there are no questions" in err and err.count("\n") == 1
 
 
 def test_a_run_that_cannot_go_on_says_so_first(tmp_path):
