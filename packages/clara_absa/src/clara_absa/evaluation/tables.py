@@ -94,6 +94,7 @@ def compare_runs(
         rows.append(row)
     if output is not None:
         command = "clara-absa compare " + " ".join(run.name for run in runs)
+        command += f" --split {split}" if split != "val" else ""
         data = f"{Path(first.data).name} {first.task} {split}, {len(questions)} aspects of {len(examples)} sentences"
         shaped = [
             {
