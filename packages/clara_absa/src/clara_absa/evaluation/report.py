@@ -61,11 +61,12 @@ def reliability_plot(examples: Sequence[Example], found: Results, path: Path, bi
 def training_plot(metrics: Sequence[Mapping[str, Any]], schedule: Any, path: Path) -> Path:
     """Losses of the epochs, and the weights of the losses over the training."""
     figure, (left, right) = new_figure(columns=2)
-    for name in ("rec", "ext", "reason", "absa"):
+    for name in ("rec", "ext", "reason", "absa", "distill", "mark"):
         values = [(row["step"], row[name]) for row in metrics if name in row]
         if any(value for _, value in values):  # a task that is not trained has no curve
             left.plot(*zip(*values, strict=True), marker="o", markersize=3, label=name)
     left.set(xlabel="epoch", ylabel="loss", title="Losses")
+    left.locator_params(axis="x", integer=True)
     left.legend(frameon=False)
     at = np.linspace(0, 1, 101)
     weights = [schedule.weights(float(x)) for x in at]
