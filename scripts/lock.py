@@ -1,12 +1,16 @@
 """Write requirements.lock (pinned, with hashes, without addresses), or with --check fail when it is out of date.
 
 uv.lock names the index that each file came from, so it is generated and not committed. What it holds follows from
-pyproject.toml alone: ``exclude-newer`` hides every later release, and folders of local wheels are left out here.
+pyproject.toml alone: ``exclude-newer`` hides every later release, and folders of local wheels are left out here. The
+check keeps to the versions that the file pins wherever pyproject.toml allows them: an index may learn of an old release
+late, and that must not fail anybody's change.
 """
 
 import argparse
 import difflib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,8 +22,18 @@ LOCK = ROOT / "requirements.lock"
 HEADER = "# Written by `make lock`: every dependency of every package, pinned and hashed. Do not edit.\n"
 
 
-def resolve(uv: str) -> str:
-    """Resolve a copy of the workspace's metadata, so that an uv.lock in the checkout has no say."""
+def pins(held: str) -> list[str]:
+    """The pinned versions of a lock, with their markers."""
+    return [line.removesuffix("\\").strip() for line in held.splitlines() if re.match(r"[A-Za-z0-9][^ ]*==", line)]
+
+
+def resolve(uv: str, kept: list[str]) -> str:
+    """Resolve a copy of the workspace's metadata, so that an uv.lock in the checkout has no say.
+
+    Args:
+        uv: the program.
+        kept: versions to keep to.
+    """
     env = {k: v for k, v in os.environ.items() if k not in ("UV_FIND_LINKS", "VIRTUAL_ENV")}
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
@@ -29,10 +43,18 @@ def resolve(uv: str) -> str:
             for name in ("pyproject.toml", "build_backend.py", "README.md"):
                 if (project / name).is_file():
                     shutil.copy(project / name, target / name)
+        if kept:
+            root = (copy / "pyproject.toml").read_text(encoding="utf-8")
+            more = "".join(f", {json.dumps(pin)}" for pin in kept)
+            root, found = re.subn(r"(?m)^(constraint-dependencies = \[.*)\]$", lambda m: f"{m[1]}{more}]", root)
+            assert found == 1, "pyproject.toml: constraint-dependencies is not on one line"
+            (copy / "pyproject.toml").write_text(root, encoding="utf-8")
         flags = ["--all-packages", "--all-groups", "--no-emit-workspace", "--no-header", "--no-annotate", "--quiet"]
         done = subprocess.run(
             [uv, "export", "--format", "requirements-txt", *flags], cwd=copy, env=env, capture_output=True, text=True
         )
+    if done.returncode and kept:
+        return resolve(uv, [])  # pyproject.toml no longer allows a version that is pinned
     if done.returncode:
         sys.exit(f"error: uv could not resolve the workspace:\n{done.stderr.strip()}")
     return HEADER + done.stdout
@@ -44,13 +66,13 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     parser.add_argument("--uv", default="uv", help="the uv to use")
     arguments = parser.parse_args()
-    wanted = resolve(arguments.uv)
+    held = LOCK.read_text(encoding="utf-8") if LOCK.exists() else ""
+    wanted = resolve(arguments.uv, pins(held) if arguments.check else [])
     if not arguments.check:
         LOCK.write_text(wanted, encoding="utf-8")
         subprocess.run([arguments.uv, "lock", "--quiet"], cwd=ROOT, check=True)
         print(f"wrote {LOCK.name}: {sum('==' in line for line in wanted.splitlines())} packages")
         return 0
-    held = LOCK.read_text(encoding="utf-8") if LOCK.exists() else ""
     if held == wanted:
         print(f"{LOCK.name} agrees with pyproject.toml")
         return 0
