@@ -309,6 +309,35 @@ def test_a_damaged_index_is_one_clear_error(tmp_path, spoil, named):
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
+def rewritten(folder: Path, old: bytes, new: bytes, which: int) -> None:
+    """Change one of the places where the index's file says something."""
+    edit(folder, "PRAGMA wal_checkpoint(TRUNCATE)")
+    parts = (folder / "index.sqlite").read_bytes().split(old)
+    (folder / "index.sqlite").write_bytes(old.join(parts[: which + 1]) + new + old.join(parts[which + 1 :]))
+
+
+def test_a_schema_that_is_no_text_is_one_clear_error(tmp_path):
+    texts = filled(tmp_path)
+    rewritten(tmp_path, b"CREATE TABLE state", b"CREATE T\xff\xfeLE state", 0)
+    with pytest.raises(UserError, match="the index is damaged") as error, make(tmp_path) as cache:
+        cache.get_many(texts)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("which", [0, 1])  # the row's own place, and the place where names are looked up
+def test_an_index_that_contradicts_itself_is_not_looked_up_for_ever(tmp_path, which):
+    texts = filled(tmp_path)
+    name = only_shard(tmp_path).name.encode()
+    rewritten(tmp_path, name, name[:3] + bytes([name[3] ^ 1]) + name[4:], which)
+    only_shard(tmp_path).rename(tmp_path / "elsewhere")
+    signal.alarm(60)  # ends the tests, where it would hang
+    with make(tmp_path) as cache:
+        for ask in (lambda: cache.get_many(texts), cache.verify):
+            with pytest.raises(UserError, match="shard that is missing|index is damaged"):
+                ask()
+    signal.alarm(0)
+
+
 def test_a_file_where_the_folder_should_be(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):

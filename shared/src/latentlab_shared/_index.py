@@ -171,6 +171,8 @@ class Index:
             yield
         except sqlite3.Error as error:
             raise self._explained(error) from error
+        except UnicodeDecodeError as error:  # SQLite's own message quotes a schema that is no text
+            raise self._explained(sqlite3.DatabaseError("its schema is no text")) from error
 
     def _explained(self, error: sqlite3.Error) -> UserError:
         code, where = _code(error), self.path

@@ -184,7 +184,7 @@ def verify(store: Store, repair: bool = False) -> list[Fault]:
     bad: dict[int, NDArray[np.bool_] | None] = {}  # per shard the entries that are bad; None for all
     index = str(store.index.path)
     with store.index.reading() as db:
-        (state,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        (state,) = db.execute("PRAGMA integrity_check(1)").fetchone()
         if state != "ok":
             raise UserError(f"the index is damaged ({state})", index, "Delete the cache's folder; it is computed again")
         listed = db.execute("SELECT id, name, live FROM shards ORDER BY id").fetchall()

@@ -172,16 +172,20 @@ class Store:
         Raises:
             UserError: if a shard of the index stays missing.
         """
+        before = None
         while True:
             with self.index.reading() as db:
                 try:
                     return look(db)
                 except Gone as error:
-                    gone = error
+                    gone = error.path.name
             with self.index.reading() as db:
-                if db.execute("SELECT 1 FROM shards WHERE name = ?", (gone.path.name,)).fetchone():
+                # A damaged index names a shard that it cannot find by its name: a name does not come again otherwise.
+                if gone == before or db.execute("SELECT 1 FROM shards WHERE name = ?", (gone,)).fetchone():
                     fix = "Run: latentlab-cache verify --repair"
-                    raise UserError("the index points to a shard that is missing", gone.path, fix) from None
+                    where = shard_path(self.folder, gone)
+                    raise UserError("the index points to a shard that is missing", where, fix) from None
+            before = gone
 
     def shard(self, db: sqlite3.Connection, number: int) -> Shard:
         """Map a shard of the index.
