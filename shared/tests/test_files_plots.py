@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from latentlab_shared.errors import UserError
-from latentlab_shared.files import atomic_path, read_json, to_json, write_json
+from latentlab_shared.files import atomic_path, read_json, read_npy, to_json, write_json
 from latentlab_shared.plots import html_table, image, new_figure, save_png, write_page
 from latentlab_shared.provenance import commit, machine
 
@@ -22,6 +22,27 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
         temporary.write_text("half")
         raise RuntimeError
     assert read_json(path) == {"v": 1} and [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_arrays_are_mapped_and_damaged_ones_are_one_line(tmp_path: Path) -> None:
+    path, values = tmp_path / "a.npy", np.arange(200.0).reshape(50, 4)
+    for array in (values, values[:0], values[0]):
+        np.save(path, array)
+        assert np.array_equal(read_npy(path), array)
+    np.save(path, values)
+    assert isinstance(read_npy(path), np.memmap)
+    whole = path.read_bytes()
+    huge = whole.replace(b"(50, 4)", b"(9" + b"9" * 30 + b", 4)")
+    np.save(tmp_path / "pickled.npy", np.array([{}]), allow_pickle=True)
+    np.savez(tmp_path / "many.npz", values)
+    others = [(tmp_path / name).read_bytes() for name in ("pickled.npy", "many.npz")]
+    for damaged in (b"", whole[:7], whole[:90], whole[:-1], huge, whole.replace(b"{'descr", b"{{'desc"), *others):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="the file is damaged") as error:
+            read_npy(path, "Make it again")
+        assert "\n" not in str(error.value) and "Make it again" in str(error.value)
+    with pytest.raises(UserError, match="No such file"):
+        read_npy(tmp_path / "none.npy")
 
 
 def test_a_file_where_a_folder_is_needed_is_one_line(tmp_path: Path) -> None:

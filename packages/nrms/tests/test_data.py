@@ -311,6 +311,7 @@ def test_the_bing_log(tmp_path: Path) -> None:
     ]
     with pytest.raises(UserError, match=":2: the label"):
         read_dkn(file(tmp_path, "1\ta\t1\t\n1\tb\t2\t\n"))
+    assert read_dkn(file(tmp_path, "1\ta\t1\x1e\n")) == [("1", "a", 1)]
 
 
 @given(st.integers(2, 5), st.integers(0, 3))
@@ -415,6 +416,9 @@ def test_archives_that_are_not_minds(tmp_path: Path, members: dict[str, str]) ->
         prepare("MINDdemo", tmp_path / "out", fetch=lambda _, __: archive(tmp_path / "a.zip", members))
     with pytest.raises(UserError, match="damaged"):
         prepare("MINDdemo", tmp_path / "out", fetch=lambda _, __: file(tmp_path, b"PK broken", "b.zip"))
+    no_text = archive(tmp_path / "c.zip", {"é": "x"}).read_bytes().replace("é".encode(), b"\xff\xff")
+    with pytest.raises(UserError, match="damaged"):
+        prepare("MINDdemo", tmp_path / "out", fetch=lambda _, __: file(tmp_path, no_text, "c.zip"))
 
 
 def test_sources_that_are_none(tmp_path: Path) -> None:

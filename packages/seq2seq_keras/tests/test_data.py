@@ -287,6 +287,10 @@ def test_encoding_is_kept_in_a_cache(tmp_path):
     assert len(files) == 1 and (again.source_ext == first.source_ext).all() and (again.target == first.target).all()
     encode_pairs(examples[:19], vocabulary, config, tmp_path)
     assert len(list(tmp_path.glob("encoded-*.npz"))) == 2
+    for damage in (b"", b"PK\x03\x04 and no more", files[0].read_bytes()[:-30], b"\x80\x04K\x01."):
+        files[0].write_bytes(damage)
+        again = encode_pairs(examples, vocabulary, config, tmp_path)  # made again
+        assert (again.source_ext == first.source_ext).all() and len(files[0].read_bytes()) > 100
 
 
 def test_pairs_without_words_are_an_error():

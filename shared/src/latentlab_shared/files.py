@@ -9,14 +9,26 @@ import hashlib
 import json
 import math
 import os
+import struct
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latentlab_shared.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+ZIP_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError),
+    *(ValueError, IndexError, KeyError, NotImplementedError, RuntimeError),
+)
+"""What ``zipfile`` raises for archives that are damaged, encrypted, hostile or of a kind it does not know."""
 
 
 def plain(value: Any) -> Any:
@@ -116,6 +128,34 @@ def read_json(path: Path) -> Any:
         raise UserError(f"not valid JSON ({error.msg}, column {error.colno})", f"{path}:{error.lineno}") from None
     except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
         raise UserError(f"not JSON that can be read ({str(error)[:80]})", path) from None
+
+
+def read_npy(path: Path, fix: str = "") -> NDArray[Any]:
+    """Read an array that ``numpy.save`` wrote; a large one stays in its file and is mapped.
+
+    Args:
+        path: the file; archives and pickles are not read.
+        fix: what to do about a damaged one.
+
+    Raises:
+        UserError: if it is missing or damaged, or claims to be larger than it is.
+    """
+    from tokenize import TokenError  # numpy reads the header of an array as Python
+
+    import numpy as np
+
+    try:
+        with path.open("rb") as file:
+            if file.read(6) != b"\x93NUMPY":
+                raise ValueError("no NumPy array")
+        mapped = path.stat().st_size > 256  # an array without elements cannot be mapped
+        found: NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        return found
+    except (OSError, EOFError, ValueError, TypeError, KeyError, ArithmeticError, MemoryError, RecursionError) as error:
+        why = " ".join(str(error).split())[:160]
+    except (SyntaxError, TokenError) as error:
+        why = f"its header is no description: {' '.join(str(error).split())[:120]}"
+    raise UserError(f"the file is damaged ({why})", path, fix)
 
 
 def check_gzip(path: Path, ratio: int = 100, free: int = 64 * 2**20) -> None:

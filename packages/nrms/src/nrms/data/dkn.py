@@ -45,7 +45,7 @@ def read_dkn(path: Path, bad: BadRows | None = None) -> list[Click]:
         except UserError as error:
             bad.report(error)
             continue
-        rows.append((columns[0].strip(), " ".join(columns[1].split()), int(columns[2])))
+        rows.append((columns[0].strip(), " ".join(columns[1].split()), int(columns[2].strip())))
     return rows
 
 

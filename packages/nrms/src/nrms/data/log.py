@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentlab_shared.errors import UserError
-from latentlab_shared.files import disk_errors, read_json, sha256_file, write_json
+from latentlab_shared.files import disk_errors, read_json, read_npy, sha256_file, write_json
 from nrms.config import ModelConfig
 from nrms.data.mind import BEHAVIORS_FILE, NEWS_FILE, read_behaviors, read_news
 from nrms.data.rows import BadRows
@@ -325,13 +325,7 @@ def _write(home: Path, log: ClickLog) -> None:
 
 def _read(home: Path) -> ClickLog:
     def array_of(name: str) -> NDArray[Any]:
-        path = home / f"{name}.npy"
-        try:
-            mapped = path.stat().st_size > 256  # an array without elements cannot be mapped
-            values: NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"the cached file is damaged ({error})", path, f"Delete {home}") from None
-        return values
+        return read_npy(home / f"{name}.npy", f"Delete {home}")
 
     names = read_json(home / "articles.json")
     articles: list[str] = names["articles"]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from latentlab_shared.download import download
 from latentlab_shared.errors import UserError
-from latentlab_shared.files import atomic_path, disk_errors, read_json, sha256_file, write_json
+from latentlab_shared.files import ZIP_ERRORS, atomic_path, disk_errors, read_json, sha256_file, write_json
 from nrms.data.dkn import dkn_articles, dkn_impressions, read_dkn, user_folds
 from nrms.data.events import read_events_folder
 from nrms.data.mind import (
@@ -224,5 +223,5 @@ def _unpack(archive: Path, target: Path) -> None:
                     target.mkdir(parents=True, exist_ok=True)
                     with held.open(member) as source, (target / name).open("wb") as file:
                         shutil.copyfileobj(source, file)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+    except ZIP_ERRORS as error:
         raise UserError(f"is damaged ({error})", archive, "Delete it and run the command again") from None

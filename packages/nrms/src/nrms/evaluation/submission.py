@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentlab_shared.errors import UserError
-from latentlab_shared.files import atomic_path
+from latentlab_shared.files import ZIP_ERRORS, atomic_path
 from nrms.data.log import ClickLog
 
 _NAME = "prediction.txt"
@@ -71,5 +71,5 @@ def read_submission(path: Path) -> Iterator[tuple[str, list[int]]]:
                 if sorted(ranks) != list(range(1, len(ranks) + 1)):
                     raise UserError(f"the ranks are not 1 to {len(ranks)}", where)
                 yield name, ranks
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+    except ZIP_ERRORS as error:
         raise UserError(f"is no submission ({error})", path, f"A submission is a zip with {_NAME}") from None

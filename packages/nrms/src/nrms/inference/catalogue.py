@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from tokenize import TokenError  # numpy reads the header of an array as Python
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentlab_shared.errors import UserError
-from latentlab_shared.files import atomic_path, read_json, write_json
+from latentlab_shared.files import atomic_path, read_json, read_npy, write_json
 from nrms.data.types import Floats
 
 Halfs = NDArray[np.float16]
@@ -226,16 +225,15 @@ class Catalogue:
             UserError: if there is no catalogue or a file is damaged.
         """
         folder = Path(folder)
-        about = read_json(folder / _ABOUT)
+        about, fix = read_json(folder / _ABOUT), "Train again, or embed the articles again"
         try:
-            vectors = np.load(folder / _VECTORS, mmap_mode="r", allow_pickle=False)
+            vectors = read_npy(folder / _VECTORS, fix)
             with (folder / _ARTICLES).open(encoding="utf-8") as lines:
                 entries = tuple(Entry(*json.loads(line)) for line in lines)
             if len(entries) != about["articles"] or vectors.shape[:1] != (len(entries),) or vectors.dtype != np.float16:
                 raise ValueError("its files do not belong together")
             return cls(about["model_id"], entries, vectors, about["revision"])
-        except (OSError, ValueError, TypeError, KeyError, RecursionError, SyntaxError, TokenError) as error:
-            fix = "Train again, or embed the articles again"
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise UserError(f"the catalogue is damaged ({' '.join(str(error).split())[:160]})", folder, fix) from None
 
     @classmethod

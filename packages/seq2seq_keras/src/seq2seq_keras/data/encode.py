@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentlab_shared.errors import UserError
-from latentlab_shared.files import atomic_path, to_json
+from latentlab_shared.files import ZIP_ERRORS, atomic_path, to_json
 from seq2seq_keras.config import DataConfig
 from seq2seq_keras.data.labels import create_pseudo_summary
 from seq2seq_keras.data.readers import digest
@@ -130,7 +131,8 @@ def encode_pairs(
         key = to_json([digest(list(examples)), vocabulary.words, config.max_source, config.max_target, config.splitter])
         file = cache / f"encoded-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
         if file.is_file():
-            with np.load(file, allow_pickle=False) as held:
+            # A damaged one is made again.
+            with suppress(*ZIP_ERRORS), np.load(file, allow_pickle=False) as held:
                 return Encoded(held["source_ext"], held["target"], len(vocabulary))
     split, rows = make_splitter(config.splitter), []
     for example in examples:
