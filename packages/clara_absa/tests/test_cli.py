@@ -16,6 +16,7 @@ from clara_absa.evaluation.metrics import TermPrior
 from clara_absa.sample.generator import demo
 from latentlab_shared.cli import run
 
+RUN = "runs/clara_absa/sample"
 FAST = ["--limit", "24", "--set", "train.epochs=1", "--set", "loss.ext_share=0.5", "--set", "loss.rec_share=0.5"]
 
 
@@ -101,15 +102,19 @@ def test_evaluate_writes_its_files_and_names_baselines(home):
 def test_compare_pools_seeds_into_one_row(home):
     clara("train", *FAST, "--seed", 1, "-o", "seed1", "-q", cwd=home)
     found = json.loads(clara("compare", "seed1", "seed1", "--json", "-o", "tables", cwd=home).stdout)["rows"]
-    assert [row["seeds"] for row in found] == [None, None, "1, 1"]
-    alone = json.loads(clara("compare", "seed1", "--json", cwd=home).stdout)["rows"][2]
-    assert found[2]["accuracy"] == pytest.approx(alone["accuracy"])
-    assert json.loads((home / "tables" / "answers.json").read_text())["rows"][2]["metrics"]["seeds"] == "1, 1"
+    assert [row["seeds"] for row in found] == [None, None, None, "1, 1"]
+    alone = json.loads(clara("compare", "seed1", "--json", cwd=home).stdout)["rows"][3]
+    assert found[3]["accuracy"] == pytest.approx(alone["accuracy"])
+    assert json.loads((home / "tables" / "answers.json").read_text())["rows"][3]["metrics"]["seeds"] == "1, 1"
 
 
 def test_sweep_and_export(home):
     rows = json.loads(clara("sweep", "--size", "2", "--size", "8", "--limit", "10", "--json", cwd=home).stdout)["rows"]
     assert [row["k"] for row in rows] == [2, 8]
+    both = ["--model", RUN, "--also", RUN, "--beside", RUN, "--limit", "10", "-o", "tables", "--json"]
+    [pooled] = json.loads(clara("sweep", *both, cwd=home).stdout)["rows"]
+    assert pooled["accuracy"] == pooled["trained for k"] == pytest.approx(rows[1]["accuracy"])
+    assert json.loads((home / "tables" / "sweep.json").read_text())["rows"][0]["name"] == "k=8"
     clara("export", "-o", "out", cwd=home)
     a, b = (clara("predict", "--demo", "--json", *more, cwd=home).stdout for more in ([], ["--model", "out"]))
     assert json.loads(a) == json.loads(b)
@@ -121,6 +126,11 @@ def test_pretrain_gives_a_backbone(home):
     config = json.loads((home / "on_lm" / "model" / "clara.json").read_text())
     assert config["backbone"] == "backbone"
     assert clara("predict", "--demo", "--model", "on_lm", cwd=home).stdout.count("\n") == 3
+    said = clara("predict", "--demo", "--model", "lm", cwd=home, code=2).stderr
+    assert "clara-absa train --backbone lm/backbone" in said
+    (home / "on_lm" / "model").rename(home / "elsewhere")
+    said = clara("predict", "--demo", "--model", "on_lm", cwd=home, code=2).stderr
+    assert "go on with clara-absa train --resume on_lm" in said
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ def test_profiles_survive_json(profile):
         (MemoryConfig, "ratio", 0.5),
         (MemoryConfig, "sizes", (2, 4)),
         (MemoryConfig, "max_text_tokens", 1),
+        (MemoryConfig, "window", 0),
+        (TrainConfig, "word_dropout", 1.0),
         (LoraSettings, "rank", -1),
         (LoraSettings, "dropout", 1.0),
         (LossConfig, "alpha", (-1.0, 1.0)),
@@ -56,6 +58,12 @@ def test_mistakes_of_a_user_are_one_line():
         load_config(ClaraConfig, None, ["memory.token=4"])
     with pytest.raises(UserError, match="not a profile"):
         ClaraConfig.default("large")
+    with pytest.raises(UserError, match=r"at least 1, not 0. For example: --set 'memory.window=4'"):
+        MemoryConfig(start="matched", window=0)
+    with pytest.raises(UserError, match=r"memory.window.*stretches of text"):
+        MemoryConfig(window=3)
+    with pytest.raises(UserError, match=r"train.word_dropout.*hides no words"):
+        ClaraConfig(recipe="seed", train=TrainConfig(word_dropout=0.1))
     with pytest.raises(UserError, match="exclude each other"):
         MemoryConfig(tokens=4, sizes=(2, 4), ratio=4.0)
     with pytest.raises(UserError, match=r"memory.reader"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertModel, BertTokenizerFast, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clara_helpers import EXAMPLES, TOKENIZER
@@ -18,7 +18,8 @@ from clara_absa.data_utils.packing import Tree, pack
 from clara_absa.data_utils.prompts import Prompter
 from clara_absa.model import FastClaraModel
 from clara_absa.model.light import LightReader
-from clara_absa.sample.backbone import backbone_on_encoder
+from clara_absa.sample.backbone import backbone_on_encoder, make_backbone, match_words
+from latentlab_shared.errors import UserError
 
 
 def encoder_of() -> BertModel:
@@ -102,6 +103,43 @@ def test_one_gradient_reaches_encoder_and_decoder_and_words_stay():
     assert torch.equal(queries, -keys)  # a word attends to the vectors that hold it, and these hold it negated
     table = backbone.get_input_embeddings().weight
     assert table.grad is None and torch.equal(table, encoder.get_input_embeddings().weight)
+
+
+@torch.no_grad()
+def test_marks_of_a_nested_memory_are_those_of_the_shortest_stretch_that_is_shown():
+    """Stretches of four: the whole, the second half, the second quarter, the last quarter."""
+    memory = MemoryConfig(tokens=4, sizes=(2, 4), start="matched", window=2)
+    model = FastClaraModel(backbone_on_encoder(TOKENIZER, encoder_of(), layers=1), memory).eval()
+    batcher = Batcher(Prompter(TOKENIZER), memory, 64)
+    texts = batcher.texts([tuple(range(20, 28)), tuple(range(20, 36))])
+    text, token = torch.tensor([0] * 8 + [1]), torch.tensor([*range(8), 15])
+    assert model._holders(texts, text, token).tolist() == [0, 0, 2, 2, 1, 1, 3, 3, 7]
+    assert model._holders(texts, text, token, 2).tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 5]
+
+
+def llama(heads: int) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    shape = {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": heads}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=60, hidden_size=32, intermediate_size=32, **shape))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+@torch.no_grad()
+def test_matched_words_find_each_other(fused, sign):
+    """Under the first layer's queries and keys a word scores highest with itself, as a memory holds it."""
+    backbone = make_backbone(TOKENIZER, 32, 1, 4) if fused else llama(4)
+    match_words(backbone, seed=3, sign=sign)
+    attention = backbone.model.layers[0].self_attn
+    split = (attention.q_proj.weight, attention.k_proj.weight) if not fused else attention.qkv_proj.weight.chunk(3)[:2]
+    words = torch.nn.functional.normalize(torch.randn(20, 32))
+    scores = (words @ split[0].T) @ (sign * words @ split[1].T).T
+    assert scores.argmax(1).tolist() == list(range(20))
+
+
+def test_a_backbone_of_fewer_keys_cannot_match_words():
+    with pytest.raises(UserError, match="fewer keys than queries"):
+        match_words(llama(2))
 
 
 @pytest.mark.parametrize("by", ["encoder", "decoder"])

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clara_absa.configs import POLARITIES, Aspect, Example
+from clara_absa.evaluation.linear import NearWords, features
 from clara_absa.evaluation.metrics import (
     TermPrior,
     compression,
@@ -14,6 +15,7 @@ from clara_absa.evaluation.metrics import (
     questions_of,
     term_recall,
 )
+from clara_absa.sample.generator import generate
 from latentlab_shared.metrics.classification import accuracy, f1_per_class, macro_f1
 
 polarity = st.sampled_from(POLARITIES)
@@ -72,3 +74,23 @@ def test_compression_by_its_definitions():
 
 def test_term_recall():
     assert term_recall(["The Food", "none"], [["food", "tea"], ["bar"]]) == pytest.approx(1 / 3)
+
+
+def test_the_linear_rival_reads_the_words_around_an_aspect():
+    food, staff = Aspect("food", "positive", 4, 8), Aspect("staff", "negative", 31, 36)
+    one = Example("1", "The food is good, but the rude staff shouted", (food, staff))
+    assert one.text[26:30] == "rude"
+    staff = Aspect("staff", "negative", 31, 36)
+    near, far = features(one, staff), features(one, food)
+    assert near["left rude"] == near["right shouted"] == near["left 0 rude"] == 1.0
+    assert far["right is"] == 1.0 and far["right good"] == pytest.approx(1 / 1.5) and far["of food"] == 1.0
+    assert far["right rude"] < far["right good"] < far["right is"]
+    assert features(one, Aspect("service", "negative"))["near rude"] == 1.0
+    train = generate(200, seed=1)
+    asked = generate(40, seed=2)
+    labels = [q.label for q in questions_of(asked)]
+    linear, prior = NearWords(train), TermPrior(train)
+    found = evaluate_metrics_pure_python(labels, linear.predict(asked))["accuracy"]
+    by_term = evaluate_metrics_pure_python(labels, [prior.predict(q.term) for q in questions_of(asked)])["accuracy"]
+    assert found > by_term + 0.2
+    assert NearWords([Example("1", "food", (Aspect("food", "neutral", 0, 4),))]).predict(asked[:1])[0] == "neutral"

@@ -45,16 +45,28 @@ NESTED = [(0, 1), (1, 2), (1, 4), (3, 4)]  # low and denominator of dyadic stret
 @torch.no_grad()
 def one_memory(model: FastClaraModel, text: tuple[int, ...], k: int) -> torch.Tensor:
     """Memory (k, d) of one text: the library's causal model on the text and k memory tokens, one after the other."""
-    causal, n = model._causal, len(text)
+    causal, n, memory = model._causal, len(text), model.memory
     words = causal.get_input_embeddings()(torch.tensor(text))
-    tokens = model.memory_tokens[:k].clone()
-    if model.memory.start == "pooled":
-        for j in range(k):
-            part, parts = NESTED[j] if model.memory.sizes else (j, model.memory.tokens)
-            low = min(part * n // parts, n - 1)
-            tokens[j] += words[low : max((part + 1) * n // parts, low + 1)].mean(0)
+    tokens, spelled, places = model.memory_tokens[:k].clone(), torch.zeros(k, words.shape[1]), []
+    for j in range(k):
+        part, parts = NESTED[j] if memory.sizes else (j, memory.tokens)
+        low = min(part * n // parts, n - 1)
+        places.append((low, max((part + 1) * n // parts, low + 1)))
+        spelled[j] = words[slice(*places[-1])].mean(0)
+    if memory.start != "tokens":
+        tokens = tokens + spelled
+    more = {}
+    if memory.window is not None:
+        mask = torch.eye(n + k, dtype=torch.bool)
+        for i in range(n + k):
+            low, high = (i, i + 1) if i < n else places[i - n]
+            for j in range(n):
+                mask[i, j] |= low - memory.window <= j < high + memory.window and (j <= i or memory.attention == "both")
+        middle = [(low + high - 1) // 2 for low, high in places]
+        more = {"attention_mask": mask[None, None], "position_ids": torch.tensor([[*range(n), *middle]])}
     vectors = torch.cat([words, tokens])[None]
-    return causal.model(inputs_embeds=vectors).last_hidden_state[0, -k:] * model.scale
+    found = causal.model(inputs_embeds=vectors, use_cache=False, **more).last_hidden_state[0, -k:] * model.scale
+    return found - spelled if memory.start == "matched" else found
 
 
 @settings(max_examples=25, deadline=None)
@@ -84,7 +96,16 @@ def test_each_item_has_one_place_and_rows_are_no_longer_than_asked(sizes, row):
 
 @torch.no_grad()
 @pytest.mark.parametrize("k", [2, 4])
-@pytest.mark.parametrize("more", [{}, {"start": "pooled"}, {"start": "pooled", "sizes": (2, 4)}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"start": "pooled"},
+        {"start": "pooled", "sizes": (2, 4)},
+        {"start": "matched", "window": 2, "attention": "both"},
+        {"start": "matched", "window": 1, "sizes": (2, 4)},
+    ],
+)
 def test_memory_equals_the_library_on_one_text_and_a_prefix_is_a_shorter_memory(k, more):
     model, batcher = tiny(MemoryConfig(tokens=4, **more))
     texts = [batcher.read(example.text) for example in EXAMPLES[:4]] + [batcher.read("a")]
@@ -94,8 +115,9 @@ def test_memory_equals_the_library_on_one_text_and_a_prefix_is_a_shorter_memory(
     memory = memory.reshape(5, 4, -1)
     for text, found, mean in zip(texts, memory, means, strict=True):
         assert torch.allclose(found[:k], one_memory(model, text, k), atol=1e-5)
-        alone = model._causal.model(input_ids=torch.tensor([text])).last_hidden_state[0]
-        assert torch.allclose(mean, alone.mean(0), atol=1e-5)
+        if model.memory.window is None:
+            alone = model._causal.model(input_ids=torch.tensor([text])).last_hidden_state[0]
+            assert torch.allclose(mean, alone.mean(0), atol=1e-5)
 
 
 @torch.no_grad()
@@ -126,8 +148,25 @@ def test_sentences_of_a_row_cannot_see_each_other(attention):
     assert torch.allclose(a, b, atol=1e-5)
     # The same test sees a leak where there is one: without marks, the second sentence reads the first.
     leaky = dataclasses.replace(pair, tree=torch.zeros_like(pair.tree), positions=pair.positions)
-    inputs = model.memory_inputs(pair)
+    inputs = model.memory_tokens[-1 - pair.ids.flatten()[pair.slots]]
     assert not torch.allclose(model.hidden(leaky, inputs), model.hidden(pair, inputs))
+
+
+@torch.no_grad()
+def test_a_window_of_one_layer_ends_where_it_says_and_questions_see_everything():
+    model, batcher = tiny(MemoryConfig(tokens=2, start="matched", window=2, attention="both"), layers=1)
+    text = tuple(range(20, 40))
+    changed = (*text[:12], 99, *text[13:])  # token 12 is in the second half, 3 places from the end of the first
+    a, b = (model.compress(batcher.texts([t]))[0] for t in (text, changed))
+    assert torch.equal(a[0], b[0]) and not torch.allclose(a[1], b[1])
+    nearer = (*text[:11], 99, *text[12:])
+    assert not torch.allclose(a[0], model.compress(batcher.texts([nearer]))[0][0])
+    reader, batcher = tiny(MemoryConfig(reader="none", window=2, attention="both"), layers=1)
+    ask = [[batcher.prompter.ask("food")]]
+    scores = [reader.answer_scores(batcher.questions([t], ask), None) for t in (text, (99, *text[1:]))]
+    assert not torch.allclose(*scores)
+    states = [reader.hidden(batcher.questions([t], [[]]))[0, 19] for t in (text, (*text[:16], 99, *text[17:]))]
+    assert torch.equal(*states)
 
 
 def test_text_sees_later_text_both_ways_but_never_memory():

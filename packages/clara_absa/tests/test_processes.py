@@ -5,8 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-TRAIN = ["-m", "clara_absa.cli", "train", "-q", "--limit", "16", "--device", "cpu", "--set", "train.epochs=2"]
+TRAIN = ["-m", "clara_absa.cli", "train", "-q", "--limit", "16", "--set", "train.epochs=2"]
+TRAIN += ["--set", "memory.start=matched", "--set", "memory.window=3", "--set", "loss.mark=0.5"]
+TRAIN += ["--set", "train.word_dropout=0.2"]
 
 
 @pytest.mark.slow
@@ -35,3 +38,20 @@ def test_two_processes_end_where_one_does(parallel, tmp_path):
             # Adam's first steps are as large as the learning rate, 2e-3, however small a gradient is: where one is
             # almost zero, rounding shows.
             assert float(off.mean()) < 1e-7 and float(off.max()) < 1e-3, key
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_processes_that_do_not_meet_are_told_so(tmp_path):
+    """Asked for a GPU where there is none, the library would let each process train a model of its own."""
+    (tmp_path / "join.py").write_text(
+        "from clara_absa.training.processes import Workers\nWorkers.join('cuda', False)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "join.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert "RunFailed: WORLD_SIZE: 2 processes were started and did not meet" in done.stderr

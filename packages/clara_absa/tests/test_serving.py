@@ -58,7 +58,7 @@ def test_memories_are_the_models(client):
         ("/predict", {"text": "a", "aspects": []}, "aspects"),
         ("/predict", {"text": "a", "aspects": [[0, 9]]}, "no span"),
         ("/predict", {"text": "a", "aspects": [[0, 1, 2]]}, "a span is"),
-        ("/predict", {"text": "a", "aspects": ["x" * 201]}, "200 characters"),
+        ("/predict", {"text": "a", "aspects": ["x" * 201]}, "aspects.0: String should have at most 200 characters"),
         ("/predict", {"text": "a" * 300, "aspects": [[0, 201]]}, "200 characters"),
         ("/predict", {"text": "food " * 300, "aspects": [[1400, 1404]]}, "all that is read"),
         ("/predict", {"text": "a" * (MAX_CHARACTERS + 1)}, "text"),

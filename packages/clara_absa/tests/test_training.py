@@ -106,7 +106,7 @@ def test_the_gradient_of_the_seeds_recipe_is_that_of_the_packed_one_for_one_samp
 
 @pytest.mark.parametrize("stop", [1, 4, 5])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(stop, tmp_path):
-    config = config_of(loss=LossConfig(schedule="uncertainty"), checkpoint_every=1)
+    config = config_of(loss=LossConfig(schedule="uncertainty"), checkpoint_every=1, word_dropout=0.3)
 
     def train(name: str, resume: bool = False, stop_at: int | None = None):
         model, schedule, objective = objective_of(config)
@@ -130,6 +130,32 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(stop, tmp_path):
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
     assert logged == expected[-len(logged) :]
+
+
+def test_hidden_words_are_drawn_anew_for_each_update_and_questions_stay():
+    config = config_of(word_dropout=0.5)
+    _, _, objective = objective_of(config)
+    batches = []
+    training = objective.batcher.training
+
+    def spy(items, *more):
+        batches.append(items)
+        return training(items, *more)
+
+    objective.batcher.training = spy
+    for update in (0, 0, 1):
+        list(objective.parts(range(len(EXAMPLES)), update, 0.0))
+    first, again, later = ([item.text for item in items] for items in batches)
+    assert first == again != later
+    end = objective.batcher.prompter.tokenizer.eos_token_id
+    pairs = [
+        (a, b)
+        for item, whole in zip(batches[0], objective.items, strict=True)
+        for a, b in zip(item.text, whole.text, strict=True)
+    ]
+    assert {a for a, b in pairs if a != b} == {end}
+    assert 0.3 < sum(a != b for a, b in pairs) / len(pairs) < 0.7
+    assert all(item.branches is whole.branches for item, whole in zip(batches[0], objective.items, strict=True))
 
 
 def test_it_learns_one_batch_by_heart():

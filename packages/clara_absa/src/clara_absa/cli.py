@@ -153,12 +153,12 @@ def pretrain(
     text: Annotated[
         list[Path] | None, typer.Option("--text", help="A plain text file to learn from too; may be given many times.")
     ] = None,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the texts.")] = 10,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the texts.")] = 5,
     width: Annotated[int, typer.Option("--width", min=16, help="Width of the backbone.")] = 128,
-    layers: Annotated[int, typer.Option("--layers", min=1, help="Layers of the backbone.")] = 4,
+    layers: Annotated[int, typer.Option("--layers", min=1, help="Layers of the backbone.")] = 2,
     dropout: Annotated[
         float, typer.Option("--dropout", min=0, max=0.9, help="Dropout, kept for later training.")
-    ] = 0.1,
+    ] = 0.3,
     output_dir: OutputDir = None,
     resume: Resume = None,
     overwrite: Overwrite = False,
@@ -373,6 +373,9 @@ def compress(
 def sweep(
     out: Output,
     model: Model = SAMPLE_RUN,
+    also: Annotated[
+        list[Path] | None, typer.Option("--also", help="Another seed of that model, averaged with it; may repeat.")
+    ] = None,
     data: Data = None,
     task: TaskOption = "atsa",
     sizes: Annotated[list[int] | None, typer.Option("--size", min=1, help="k; may be given many times.")] = None,
@@ -385,10 +388,10 @@ def sweep(
     limit: Limit = None,
 ) -> None:
     """Accuracy of one model for each number of memory vectors, beside models that were trained for that number."""
-    from clara_absa.evaluation.run import sweep_run
+    from clara_absa.evaluation.tables import sweep_run
 
     rows = sweep_run(
-        model,
+        [model, *(also or ())],
         sizes or (),
         beside=beside or (),
         data=data,

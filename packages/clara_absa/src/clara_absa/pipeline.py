@@ -67,12 +67,12 @@ def train_run(
     from clara_absa.training.processes import Workers
     from clara_absa.training.schedules import make_schedule
 
+    device = choose_device(device)
     workers = Workers.join(device, config.train.parallel == "shard")
     if workers.world > 1 and (config.recipe == "seed" or config.loss.schedule == "uncertainty"):
         raise UserError(
             "this recipe or schedule runs in one process", "recipe, loss.schedule", "Start it without a launcher"
         )
-    device = choose_device(device)
     teachers = _teacher(settings, train, device, log)
     built = build(config, train, quantise)
     model, batcher = built.model.to(device), built.batcher

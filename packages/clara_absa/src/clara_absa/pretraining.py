@@ -38,10 +38,10 @@ class PretrainSettings:
     data: str = "sample"
     task: Kind = "atsa"
     texts: tuple[str, ...] = ()
-    epochs: int = 10
+    epochs: int = 5
     width: int = 128
-    layers: int = 4
-    dropout: float = 0.1
+    layers: int = 2
+    dropout: float = 0.3
     seed: int = 0
     limit: int | None = None
 

@@ -32,7 +32,7 @@ def _check(config: object, group: str, rules: Mapping[str, Rule]) -> None:
         if not all(math.isfinite(number) and holds(number) for number in numbers):
             shown = list(value) if isinstance(value, tuple) else value
             default = getattr(type(config), name)
-            example = list(default) if isinstance(default, tuple) else default
+            example = list(default) if isinstance(default, tuple) else 4 if default is None else default
             raise UserError(
                 f"must be {wanted}, not {shown}", f"{group}.{name}", f"For example: --set '{group}.{name}={example}'"
             )
@@ -51,8 +51,14 @@ class MemoryConfig:
             encoder, "none" nobody: the decoder reads the text (the baseline without compression).
         encoder: of ``reader=encoder``: "minilm", a hub id or a folder.
         depth: of ``reader=encoder``: layers with which the memory queries read the encoder.
-        start: what a memory position begins with: "tokens", a trainable vector (the seed), or "pooled", that and the
-            mean embedding of its stretch of the text; from scratch, pooled memories are learned far sooner.
+        start: what a memory position begins with: "tokens", a trainable vector (the seed); "pooled", that and the mean
+            embedding of its stretch of the text: from scratch, pooled memories are learned far sooner; or "matched",
+            where the words of its stretch also stand in the finished vector, with the opposite sign, and the first
+            layer of a backbone without an adapter begins with keys that are its negated queries, so that a question's
+            words find the vector that holds them. What a light encoder pools is always matched.
+        window: tokens of text on either side of itself (of a memory vector: of its stretch) that a place of the text
+            sees while it is compressed, in every layer; None for all. A backbone from scratch learns whole sentences
+            by heart where it sees them whole. After PIC (arXiv 2602.13980); a light encoder sees all.
         attention: whether text tokens see later ones while they are compressed: "causal", or "both" ways.
         max_text_tokens: longer texts are cut; the seed's padded length.
     """
@@ -63,7 +69,8 @@ class MemoryConfig:
     reader: Literal["decoder", "encoder", "none"] = "decoder"
     encoder: str = "minilm"
     depth: int = 2
-    start: Literal["tokens", "pooled"] = "tokens"
+    start: Literal["tokens", "pooled", "matched"] = "tokens"
+    window: int | None = None
     attention: Literal["causal", "both"] = "causal"
     max_text_tokens: int = 246
 
@@ -75,6 +82,11 @@ class MemoryConfig:
         )
         if self.ratio is not None:
             _check(self, "memory", {"ratio": ("at least 1", lambda v: v >= 1)})
+        if self.window is not None:
+            _check(self, "memory", {"window": _COUNT})
+            if self.reader == "encoder" or (self.reader == "decoder" and self.start == "tokens"):
+                fix = "Use --set memory.reader=decoder --set memory.start=matched"
+                raise UserError("a window needs a backbone that compresses stretches of text", "memory.window", fix)
         if self.sizes and max(self.sizes) != self.tokens:
             raise UserError(
                 f"the largest must be memory.tokens={self.tokens}, not {max(self.sizes)}",
@@ -83,6 +95,11 @@ class MemoryConfig:
             )
         if self.sizes and self.ratio is not None:
             raise UserError("nested sizes and a ratio exclude each other", "memory.sizes", "Leave one of them out")
+
+    @property
+    def matched(self) -> bool:
+        """Whether the words of a vector's stretch stand in it."""
+        return self.start == "matched" or (self.start == "pooled" and self.reader == "encoder")
 
 
 @dataclass(frozen=True)
@@ -127,7 +144,7 @@ class LossConfig:
         label_smoothing: of the polarity answers, spread over all tokens.
         mark: weight of the polarity as it is read off the memory vector whose stretch of the text holds an aspect:
             the vector is drawn to the polarity's own embedding, so that a new decoder has less to find out. Needs
-            ``memory.start=pooled``, no nested sizes and no ratio; aspects without a place in the text are left out.
+            ``memory.start`` pooled or matched; aspects without a place in the text are left out.
     """
 
     schedule: Literal["constant", "linear", "cosine", "staged", "uncertainty"] = "linear"
@@ -167,6 +184,7 @@ class TrainConfig:
         warmup: share of the updates in which the learning rate rises; it falls along a cosine after that.
         weight_decay: AdamW's.
         clip: largest gradient norm.
+        word_dropout: share of a text's tokens that are hidden from whoever compresses it, drawn anew for each update.
         row_tokens: length of a packed row; texts are laid side by side in rows of at most so many tokens.
         precision: "fp32", or "bf16" for autocast.
         checkpointing: recompute activations in the backward pass.
@@ -184,6 +202,7 @@ class TrainConfig:
     warmup: float = 0.1
     weight_decay: float = 0.01
     clip: float = 1.0
+    word_dropout: float = 0.0
     row_tokens: int = 256
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpointing: bool = False
@@ -201,6 +220,7 @@ class TrainConfig:
                 **dict.fromkeys(("learning_rate", "encoder_learning_rate", "clip"), _POSITIVE),
                 "weight_decay": _NOT_NEGATIVE,
                 "warmup": _SHARE,
+                "word_dropout": _LESS_THAN_ALL,
                 "seed": _NOT_NEGATIVE,
             },
         )
@@ -262,6 +282,8 @@ class ClaraConfig:
     def __post_init__(self) -> None:
         memory = self.memory
         plain = (memory.reader, memory.start, memory.attention) == ("decoder", "tokens", "causal")
+        if self.recipe == "seed" and self.train.word_dropout:
+            raise UserError("the seed's recipe hides no words", "train.word_dropout", "Leave it at 0")
         if self.recipe == "seed" and (not plain or memory.sizes or memory.ratio is not None):
             fix = "Use memory.reader=decoder memory.start=tokens memory.attention=causal, without sizes and ratio"
             raise UserError("the seed's recipe knows plain memory tokens only", "recipe=seed with memory.reader", fix)
@@ -302,8 +324,6 @@ class ClaraConfig:
 
 
 _FULL = LoraSettings(rank=0)
-# Measured on the generated and the real text: a backbone without a pretraining needs its losses together.
-_TOGETHER = LossConfig(schedule="constant", alpha=(0.3, 0.3), beta=(1.0, 1.0), gamma=0.0, rec_share=0.5, ext_share=0.5)
 # The answers alone: with few updates, writing takes the gradient that which opinion is whose would need.
 _ANSWERS = LossConfig(schedule="constant", alpha=(0.0, 0.0), beta=(1.0, 1.0), gamma=0.0, rec_share=0.0, ext_share=0.0)
 PROFILES = {
@@ -318,11 +338,11 @@ PROFILES = {
     ),
     "scratch": ClaraConfig(
         backbone="tiny",
-        tiny=TinyConfig(dropout=0.1),
-        memory=MemoryConfig(tokens=8, start="pooled", attention="both"),
+        tiny=TinyConfig(layers=2, dropout=0.3),
+        memory=MemoryConfig(tokens=8, start="matched", window=3, attention="both"),
         lora=_FULL,
-        loss=_TOGETHER,
-        train=TrainConfig(epochs=8, batch_size=32, learning_rate=1e-3),
+        loss=dataclasses.replace(_ANSWERS, mark=0.5),
+        train=TrainConfig(epochs=8, batch_size=16, learning_rate=1e-3, word_dropout=0.2, row_tokens=128),
     ),
     "light": ClaraConfig(
         backbone="tiny",

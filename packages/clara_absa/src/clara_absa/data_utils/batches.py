@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from clara_absa.configs.base_config import MemoryConfig
@@ -110,6 +111,22 @@ class Batcher:
         words = self.prompter.text(example.text)
         text = words if self.memory.reader != "encoder" else self.read(example.text)
         return Item(text, words, self.prompter.branches(example), teacher, self.marks(example, len(text)))
+
+    def hide(self, item: Item, hidden: NDArray[np.bool_]) -> Item:
+        """The sentence with some of its tokens unreadable; what is asked stays as it is.
+
+        Args:
+            item: the sentence.
+            hidden: which tokens of its text, (T,); an encoder's special tokens stay.
+        """
+        tokenizer, special = self.prompter.tokenizer, frozenset[int]()
+        blank = tokenizer.eos_token_id
+        if self.memory.reader == "encoder":
+            tokenizer = self.encoder_tokenizer
+            blank = tokenizer.unk_token_id if tokenizer.mask_token_id is None else tokenizer.mask_token_id
+            special = frozenset(tokenizer.all_special_ids)
+        pairs = zip(item.text, hidden.tolist(), strict=True)
+        return replace(item, text=tuple(blank if gone and t not in special else t for t, gone in pairs))
 
     def marks(self, example: Example, length: int) -> tuple[tuple[int, int], ...]:
         """The token in the middle of each aspect that has a place in the text, and the number of its polarity.

@@ -29,7 +29,7 @@ from latentlab_shared.errors import UserError
 from latentlab_shared.files import write_json
 from latentlab_shared.metrics.classification import brier_score, expected_calibration_error
 from latentlab_shared.metrics.statistics import bootstrap_interval, paired_bootstrap
-from latentlab_shared.provenance import environment, write_table
+from latentlab_shared.provenance import environment
 from latentlab_shared.runs import RunFolder
 
 BINS = 15
@@ -60,7 +60,7 @@ class Parts:
     name: str
 
 
-def _parts(model: Path, data: str | None, task: str, split: str, limit: int | None, log: Log) -> Parts:
+def parts_of(model: Path, data: str | None, task: str, split: str, limit: int | None, log: Log) -> Parts:
     """Find the sentences; a file that was not trained on is measured whole, the run's own is split as for training."""
     find_model(model)
     settings = settings_of(model)
@@ -160,7 +160,7 @@ def evaluate_run(
     """
     from clara_absa.evaluation.report import write_report
 
-    parts = _parts(model, data, task, split, limit, log)
+    parts = parts_of(model, data, task, split, limit, log)
     examples, train, source = parts.examples, parts.train, parts.source
     folder = output or model
     log(f"{len(examples)} sentences of {source}, {parts.name}")
@@ -235,71 +235,3 @@ def _compression(answerer: AspectSentiment, examples: Sequence[Example]) -> dict
     config: Any = answerer.model._causal.config
     heads = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
     return compression([len(t) for t in texts], slots, answerer.model.width, 2 * 2 * config.num_hidden_layers * heads)
-
-
-def sweep_run(
-    model: Path,
-    sizes: Sequence[int] = (),
-    *,
-    beside: Sequence[Path] = (),
-    data: str | None = None,
-    task: str = "atsa",
-    split: str = "val",
-    device: str = "auto",
-    limit: int | None = None,
-    output: Path | None = None,
-) -> list[dict[str, Any]]:
-    """Accuracy and macro-F1 with the first k memory vectors, for each k.
-
-    Args:
-        model: a run folder, or a saved model.
-        sizes: k; none for those the model was trained for, or its one.
-        beside: models that were trained for one k each; theirs is the column ``trained for k``.
-        data: see `evaluate_run`.
-        task: see `evaluate_run`.
-        split: see `evaluate_run`.
-        device: see `evaluate_run`.
-        limit: see `evaluate_run`.
-        output: also write ``sweep.json`` here, from which a README's table is filled.
-    """
-    parts = _parts(model, data, task, split, limit, lambda _: None)
-    examples, source = parts.examples, parts.source
-    answerer = AspectSentiment.from_pretrained(model, device=device)
-    memory = answerer.config.memory
-    questions = questions_of(examples)
-    hard = groups_of(examples, parts.train)["pos and neg"]
-
-    def measured(one: AspectSentiment, size: int | None) -> dict[str, Any]:
-        found = one.predict_batch([(e.text, e.aspects) for e in examples], size=size)
-        return measure(f"k={size}", questions, [str(r.polarity) for each in found for r in each], hard)
-
-    own: dict[int, float] = {}
-    for path in beside:
-        other = AspectSentiment.from_pretrained(path, device=device)
-        own[other.config.memory.tokens] = float(measured(other, None)["accuracy"])
-    rows = []
-    for size in sizes or memory.sizes or (memory.tokens,):
-        row = measured(answerer, size)
-        kept = {key: row[key] for key in ("accuracy", "low", "high", "macro_f1", "pos and neg")}
-        rows.append({"k": size, **kept, **({"trained for k": own.get(size)} if beside else {})})
-    if output is not None:
-        settings = settings_of(model)
-        shaped = [
-            {
-                "name": f"k={row['k']}",
-                "metrics": {key: row[key] for key in row if key not in ("k", "low", "high")},
-                "interval": {"accuracy": [row["low"], row["high"]]},
-            }
-            for row in rows
-        ]
-        named = " ".join(["clara-absa sweep", f"--model {model.name}", *(f"--beside {path.name}" for path in beside)])
-        name = parts.name.removesuffix(" part")
-        said = f"{Path(source).name} {name}, {len(questions)} aspects of {len(examples)} sentences"
-        write_table(
-            output / "sweep.json",
-            shaped,
-            command=named,
-            data=said,
-            seeds=[settings.seed] if settings is not None else [],
-        )
-    return rows

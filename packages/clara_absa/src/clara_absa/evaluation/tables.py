@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from clara_absa.configs.base_config import ClaraConfig
-from clara_absa.evaluation.metrics import TermPrior, groups_of, questions_of
-from clara_absa.evaluation.run import measure, settings_of
+from clara_absa.evaluation.linear import NearWords
+from clara_absa.evaluation.metrics import Question, TermPrior, groups_of, questions_of
+from clara_absa.evaluation.run import measure, parts_of, settings_of
 from clara_absa.inference.sentiment import AspectSentiment
 from clara_absa.training.settings import examples_of
 from latentlab_shared.errors import UserError
@@ -29,6 +30,25 @@ def name_of(config: ClaraConfig) -> str:
     who = f"{memory.encoder} before {kind}" if memory.reader == "encoder" else kind
     recipe = ", recipe seed" if config.recipe == "seed" else ""
     return f"{who}, k={memory.tokens}{', nested' if memory.sizes else ''}{recipe}"
+
+
+def averaged(
+    name: str, questions: Sequence[Question], seeds: Sequence[Sequence[str]], hard: Sequence[int]
+) -> dict[str, Any]:
+    """A row for several seeds of one kind: figures averaged, the accuracy's interval over sentences.
+
+    Args:
+        name: of the row.
+        questions: the items.
+        seeds: each one's answers to them.
+        hard: indices of the pos-and-neg subset.
+    """
+    each = [measure(name, questions, given, hard) for given in seeds]
+    labels = np.array([q.label for q in questions])
+    right = np.mean([np.array(given) == labels for given in seeds], axis=0)
+    interval = bootstrap_interval(right, clusters=[q.sentence for q in questions], resamples=2000)
+    figures = {key: None if each[0][key] is None else float(np.mean([r[key] for r in each])) for key in _FIGURES}
+    return {"answers": name, **figures, "low": interval.low, "high": interval.high}
 
 
 def compare_runs(
@@ -61,7 +81,7 @@ def compare_runs(
         raise UserError(
             "there is no run here", absent[0] if absent else "compare", "Give folders of `clara-absa train`"
         )
-    sources = {(s.data, s.task) for _, s in found if s}
+    sources = {(Path(s.data).expanduser().resolve(), s.task) for _, s in found if s}
     if len(sources) > 1:
         raise UserError("the runs were trained on different data", "compare", "Compare runs on one data set")
     first = found[0][1]
@@ -73,8 +93,8 @@ def compare_runs(
     rows = [
         measure("most frequent polarity", questions, [prior.majority] * len(questions), hard),
         measure("aspect prior (term look-up)", questions, [prior.predict(q.term) for q in questions], hard),
+        measure("words around the aspect, linear", questions, NearWords(train).predict(examples), hard),
     ]
-    labels = np.array([q.label for q in questions])
     kinds: dict[str, list[tuple[int, list[str], int]]] = {}
     for run, settings in found:
         assert settings is not None
@@ -85,12 +105,8 @@ def compare_runs(
         given = [str(r.polarity) for each in answers for r in each]
         kinds.setdefault(name_of(settings.clara), []).append((settings.seed, given, size))
     for name, seeds in kinds.items():
-        each = [measure(name, questions, given, hard) for _, given, _ in seeds]
-        right = np.mean([np.array(given) == labels for _, given, _ in seeds], axis=0)
-        interval = bootstrap_interval(right, clusters=[q.sentence for q in questions], resamples=2000)
-        row = {"answers": name, **{figure: float(np.mean([r[figure] for r in each])) for figure in _FIGURES}}
-        row |= {"low": interval.low, "high": interval.high, "parameters": seeds[0][2]}
-        row |= {"seeds": ", ".join(str(seed) for seed, _, _ in seeds)}
+        row = averaged(name, questions, [given for _, given, _ in seeds], hard)
+        row |= {"parameters": seeds[0][2], "seeds": ", ".join(str(seed) for seed, _, _ in seeds)}
         rows.append(row)
     if output is not None:
         command = "clara-absa compare " + " ".join(run.name for run in runs)
@@ -107,3 +123,74 @@ def compare_runs(
         all_seeds = sorted({seed for seeds in kinds.values() for seed, _, _ in seeds})
         write_table(output / "answers.json", shaped, command=command, data=data, seeds=all_seeds)
     return [{k: row.get(k) for k in ("answers", *_FIGURES, "low", "high", "parameters", "seeds")} for row in rows]
+
+
+def sweep_run(
+    models: Sequence[Path],
+    sizes: Sequence[int] = (),
+    *,
+    beside: Sequence[Path] = (),
+    data: str | None = None,
+    task: str = "atsa",
+    split: str = "val",
+    device: str = "auto",
+    limit: int | None = None,
+    output: Path | None = None,
+) -> list[dict[str, Any]]:
+    """Accuracy and macro-F1 with the first k memory vectors, for each k.
+
+    Args:
+        models: run folders, or saved models; several are seeds of one kind, and are averaged.
+        sizes: k; none for those the models were trained for, or their one.
+        beside: models that were trained for one k each; the column ``trained for k`` has the mean of those of a k.
+        data: see `evaluate_run`.
+        task: see `evaluate_run`.
+        split: see `evaluate_run`.
+        device: see `evaluate_run`.
+        limit: see `evaluate_run`.
+        output: also write ``sweep.json`` here, from which a README's table is filled.
+
+    Raises:
+        UserError: for models of different sizes.
+    """
+    parts = parts_of(models[0], data, task, split, limit, lambda _: None)
+    examples, source = parts.examples, parts.source
+    questions, hard = questions_of(examples), groups_of(examples, parts.train)["pos and neg"]
+
+    def answers(one: AspectSentiment, size: int | None) -> list[str]:
+        found = one.predict_batch([(e.text, e.aspects) for e in examples], size=size)
+        return [str(r.polarity) for each in found for r in each]
+
+    own: dict[int, list[list[str]]] = {}
+    for path in beside:
+        other = AspectSentiment.from_pretrained(path, device=device)
+        own.setdefault(other.config.memory.tokens, []).append(answers(other, None))
+    swept = [AspectSentiment.from_pretrained(path, device=device) for path in models]
+    memory = swept[0].config.memory
+    if any((m.config.memory.tokens, m.config.memory.sizes) != (memory.tokens, memory.sizes) for m in swept):
+        raise UserError("these models are not seeds of one kind", "sweep --also", "Sweep them one by one")
+    rows = []
+    for size in sizes or memory.sizes or (memory.tokens,):
+        row = averaged(f"k={size}", questions, [answers(one, size) for one in swept], hard)
+        kept = {key: row[key] for key in ("accuracy", "low", "high", "macro_f1", "pos and neg")}
+        rows.append({"k": size, **kept})
+        if beside:
+            single = averaged(f"k={size}", questions, own[size], hard)["accuracy"] if size in own else None
+            rows[-1]["trained for k"] = single
+    if output is not None:
+        shaped = [
+            {
+                "name": f"k={row['k']}",
+                "metrics": {key: row[key] for key in row if key not in ("k", "low", "high")},
+                "interval": {"accuracy": [row["low"], row["high"]]},
+            }
+            for row in rows
+        ]
+        named = [f"--model {models[0].name}", *(f"--also {path.name}" for path in models[1:])]
+        named += [f"--beside {path.name}" for path in beside]
+        name = parts.name.removesuffix(" part")
+        said = f"{Path(source).name} {name}, {len(questions)} aspects of {len(examples)} sentences"
+        known = {s.seed for s in map(settings_of, [*models, *beside]) if s is not None}
+        command = " ".join(["clara-absa sweep", *named])
+        write_table(output / "sweep.json", shaped, command=command, data=said, seeds=sorted(known))
+    return rows

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from clara_absa.configs.base_config import MemoryConfig
 from clara_absa.data_utils.packing import TASKS, Packed
 from clara_absa.model.light import LightReader
-from clara_absa.model.pooling import stretches
+from clara_absa.model.pooling import Slots, neighbours, stretches
 
 Role = Literal["compress", "answer"]
 
@@ -64,11 +64,11 @@ class FastClaraModel(nn.Module):
             size = table.float().square().mean().sqrt()
         if memory.reader == "decoder":
             # Beside the mean of several words, which is smaller than a word, a token must not be the louder one.
-            share = 0.3 if memory.start == "pooled" else 1.0
+            share = 1.0 if memory.start == "tokens" else 0.3
             self.memory_tokens = nn.Parameter(torch.randn(memory.tokens, width, device=table.device) * size * share)
         if memory.reader != "none":
-            # Words are to be found by their embeddings, so what a light encoder read must not drown them.
-            share = 0.3 if memory.reader == "encoder" and memory.start == "pooled" else 1.0
+            # Words are to be found by their embeddings, so what was read must not drown them.
+            share = 0.3 if memory.matched else 1.0
             self.log_scale = nn.Parameter((share * size).log().detach().view(1))
         self._roles = [m for m in backbone.modules() if "compress" in getattr(m, "lora_A", {})]
 
@@ -133,50 +133,31 @@ class FastClaraModel(nn.Module):
 
     # ---- passes ---------------------------------------------------------------------------------------------------
 
-    def hidden(self, packed: Packed, vectors: Tensor | None = None, both_ways: bool = False) -> Tensor:
+    def hidden(self, packed: Packed, vectors: Tensor | None = None, slots: Slots | None = None) -> Tensor:
         """Last hidden states of packed rows, (R, L, d); no logits are computed.
 
         Args:
             packed: rows.
             vectors: what stands at the rows' slots, in their order, (V, d).
-            both_ways: text tokens of a trunk see later ones.
+            slots: the stretches of the slots, where they compress.
         """
         model = self._causal
         embeddings = model.get_input_embeddings()(packed.ids.clamp(min=0))  # (R, L, d)
         if vectors is not None:
             rows = embeddings.flatten(0, 1).index_copy(0, packed.slots, vectors.to(embeddings.dtype))
             embeddings = rows.view_as(embeddings)
-        mask = packed.visible(both_ways)
+        mask, positions = packed.visible(self.memory.attention == "both"), packed.positions
+        if self.memory.window is not None and (slots is not None or vectors is None):
+            near, positions = neighbours(packed, self.memory.window, slots)
+            mask = mask & near[:, None]
         if model.config._attn_implementation != "sdpa":  # eager attention adds its mask to the scores
             mask = torch.zeros(mask.shape, dtype=embeddings.dtype, device=mask.device).masked_fill_(
                 ~mask, torch.finfo(embeddings.dtype).min
             )
         found: Tensor = model.model(
-            inputs_embeds=embeddings, attention_mask=mask, position_ids=packed.positions, use_cache=False
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False
         ).last_hidden_state
         return found
-
-    def memory_inputs(self, texts: Packed) -> Tensor:
-        """What stands at the memory positions of texts to compress, (V, d): memory tokens.
-
-        With ``memory.start == "pooled"`` each has the mean embedding of its stretch of the text added, so that it
-        begins as a summary and not as nothing; see `stretches`.
-        """
-        tokens = self.memory_tokens[-1 - texts.ids.flatten()[texts.slots]]
-        if self.memory.start == "tokens":
-            return tokens
-        tree = texts.tree.flatten()
-        owner = tree[texts.slots]  # (V,)
-        own = (tree >= 0) & (texts.ids.flatten() >= 0)
-        length = torch.bincount(tree[own])  # (S,) text tokens
-        count = torch.bincount(owner)  # (S,) slots
-        number = torch.arange(len(owner), device=owner.device) - (count.cumsum(0) - count)[owner]
-        first = texts.slots[(count.cumsum(0) - count)] - length  # a trunk is text, then its slots
-        low, high = stretches(number, count[owner], length[owner], bool(self.memory.sizes))
-        sums = self._causal.get_input_embeddings()(texts.ids.clamp(min=0)).flatten(0, 1).float().cumsum(0)
-        sums = torch.cat([sums.new_zeros(1, sums.shape[1]), sums])  # (R*L + 1, d)
-        start = first[owner]
-        return tokens + (sums[start + high] - sums[start + low]) / (high - low)[:, None]
 
     def compress(self, texts: Packed) -> tuple[Tensor, Tensor | None]:
         """Memory of packed texts.
@@ -192,10 +173,18 @@ class FastClaraModel(nn.Module):
         if self.reader is not None:
             read, words = self.reader(texts)
             return read * self.scale + words, None
+        inputs = self.memory_tokens[-1 - texts.ids.flatten()[texts.slots]]  # (V, d)
+        slots = words = None
+        if self.memory.start != "tokens":
+            slots = Slots.of(texts, bool(self.memory.sizes))
+            words = slots.means(self._causal.get_input_embeddings()(texts.ids.clamp(min=0)).flatten(0, 1))  # (V, d)
+            inputs = inputs + words
         with self.role("compress"):
-            both_ways = self.memory.attention == "both"
-            states = self.hidden(texts, self.memory_inputs(texts), both_ways).flatten(0, 1)  # (R*L, d)
-        return states[texts.slots] * self.scale, _means(states, texts)
+            states = self.hidden(texts, inputs, slots).flatten(0, 1)  # (R*L, d)
+        memory = states[texts.slots] * self.scale
+        if self.memory.matched and words is not None:
+            memory = memory - words  # the other sign: a word of a question is not to take itself for the memory
+        return memory, _means(states, texts)
 
     def answer(self, questions: Packed, memory: Tensor | None) -> Tensor:
         """Log-probability of every token to predict, (P,).
@@ -210,7 +199,7 @@ class FastClaraModel(nn.Module):
         """Logits at the sources of the tokens to predict and nowhere else, (P, vocabulary), in float32."""
         given = None if memory is None else memory[-1 - questions.ids.flatten()[questions.slots]]
         with self.role("answer"):
-            states = self.hidden(questions, given, self.memory.attention == "both").flatten(0, 1)  # (R*L, d)
+            states = self.hidden(questions, given).flatten(0, 1)  # (R*L, d)
             found: Tensor = self._causal.get_output_embeddings()(states[questions.sources])
         return found.float()
 
@@ -233,6 +222,7 @@ class FastClaraModel(nn.Module):
         teacher: Tensor | None = None,
         verbalizers: Tensor | None = None,
         marks: Tensor | None = None,
+        shown: int | None = None,
     ) -> LossSums:
         """Both phases in one call, which is what data-parallel wrappers need.
 
@@ -244,6 +234,7 @@ class FastClaraModel(nn.Module):
             teacher: probabilities of the polarities for each question about an aspect, (Q, 3).
             verbalizers: the one token of each polarity, (3,); needed with ``teacher`` and ``marks``.
             marks: text, token of the text, and number of the polarity that the token's vector should say, (N, 3).
+            shown: memory vectors of each text that the questions see; None for all.
         """
         memory, means = self.compress(texts) if texts is not None else (None, None)
         logits = self.logits(questions, memory)
@@ -276,25 +267,28 @@ class FastClaraModel(nn.Module):
             assert texts is not None and memory is not None and verbalizers is not None
             text, token, polarity = marks.unbind(1)
             # As the decoder's last norm and its output embeddings would read it, at no cost in parameters.
-            vectors = F.rms_norm(memory[self._holders(texts, text, token)].float(), memory.shape[1:])  # (N, d)
+            vectors = F.rms_norm(memory[self._holders(texts, text, token, shown)].float(), memory.shape[1:])  # (N, d)
             words = self._causal.get_output_embeddings().weight[verbalizers].float()  # (3, d)
             marked = F.cross_entropy(vectors @ words.T, polarity, reduction="sum")
         return LossSums(sums, alignment, distill, marked)
 
-    def _holders(self, texts: Packed, text: Tensor, token: Tensor) -> Tensor:
-        """The memory vector whose stretch holds a token, for memories of one size that part their texts evenly, (N,).
+    def _holders(self, texts: Packed, text: Tensor, token: Tensor, shown: int | None = None) -> Tensor:
+        """The memory vector of the shortest stretch that holds a token, for memories of one length, (N,).
 
         Args:
             texts: what is compressed.
             text: number of each token's text, (N,).
             token: its place there, (N,).
+            shown: vectors of each memory to choose from; None for all.
         """
         tree, count = texts.tree.flatten(), self.memory.tokens
         length = torch.bincount(tree[(tree >= 0) & (texts.ids.flatten() >= 0)])  # (S,)
         number = torch.arange(count, device=tree.device).repeat(len(length))
-        low, high = stretches(number, torch.full_like(number, count), length.repeat_interleave(count), nested=False)
-        inside = (low.view(-1, count)[text] <= token[:, None]) & (token[:, None] < high.view(-1, count)[text])
-        return text * count + inside.int().argmax(1)
+        nested = bool(self.memory.sizes)
+        low, high = stretches(number, torch.full_like(number, count), length.repeat_interleave(count), nested)
+        low, high = low.view(-1, count)[text, :shown], high.view(-1, count)[text, :shown]  # (N, shown)
+        inside = (low <= token[:, None]) & (token[:, None] < high)
+        return text * count + (high - low).masked_fill(~inside, torch.iinfo(low.dtype).max).argmin(1)
 
     def mean_embeddings(self, texts: Packed) -> Tensor:
         """Mean input embedding of each text's tokens, (S, d): what the seed aligns its memory to."""

@@ -112,8 +112,8 @@ def assemble(
     reader = None
     if memory.reader == "encoder":
         width = int(backbone.get_input_embeddings().weight.shape[1])
-        pooled = memory.start == "pooled"
-        reader = LightReader(encoder, memory.tokens, memory.depth, width, pooled, bool(memory.sizes))
+        fewer = bool(memory.sizes) or memory.ratio is not None  # than are computed may be shown
+        reader = LightReader(encoder, memory.tokens, memory.depth, width, memory.start != "tokens", fewer)
     adapted, targets = add_adapters(backbone, lora)
     return FastClaraModel(adapted, memory, reader), targets
 
@@ -189,6 +189,10 @@ def find_model(folder: Path) -> Path:
     found = folder / "model" if (folder / "model").is_dir() else folder
     if not (found / "clara.json").is_file():
         fix = "Give a run folder of `clara-absa train`, or a saved model"
+        if (folder / "backbone").is_dir():
+            fix = f"This backbone has to learn to answer: clara-absa train --backbone {folder / 'backbone'}"
+        elif (folder / "checkpoints" / "last.safetensors").is_file():
+            fix = f"Its training did not end; go on with clara-absa train --resume {folder}"
         raise UserError("there is no model here (clara.json is missing)", found, fix)
     return found
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from clara_absa.configs.schema import POLARITIES, PROMPTS, Example, Task
 from clara_absa.data_utils.prompts import extraction_answer
+from latentlab_shared.errors import UserError
 
 END = "<|endoftext|>"
 _MATCH = 2**0.5  # gain of the first layer's queries and keys: a word's own vector gets a few times an average weight
@@ -96,10 +97,8 @@ def make_backbone(
 def backbone_on_encoder(tokenizer: Any, encoder: Any, layers: int = 2, seed: int = 0, dropout: float = 0.0) -> Any:
     """A small decoder that shares the vocabulary and the word embeddings of a pretrained encoder.
 
-    The embeddings stay as they are: an aspect that no training sentence names still means something. The first layer's
-    keys begin as its queries, but for the sign (mimetic initialization, Trockman and Kolter, 2023): a light memory
-    holds its words with the opposite sign, so the words of a question attend at once to the vectors that hold them and
-    not to themselves. Thousands of sentences are too few to learn this from nothing.
+    The embeddings stay as they are: an aspect that no training sentence names still means something. The first layer
+    finds words from the beginning, see `match_words`; thousands of sentences are too few to learn this from nothing.
 
     Args:
         tokenizer: the encoder's.
@@ -116,11 +115,40 @@ def backbone_on_encoder(tokenizer: Any, encoder: Any, layers: int = 2, seed: int
     table = backbone.get_input_embeddings()
     with torch.no_grad():
         table.weight.copy_(words)
-        queries, keys, _ = backbone.model.layers[0].self_attn.qkv_proj.weight.chunk(3)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for head in queries.chunk(heads):
-                torch.nn.init.orthogonal_(head, gain=_MATCH)
-        keys.copy_(-queries)
+    match_words(backbone, seed)
     table.weight.requires_grad_(False)
     return backbone
+
+
+def match_words(backbone: Any, seed: int = 0, sign: float = -1.0) -> None:
+    """Let the first layer's keys begin as its queries, so that alike words attend to each other at once.
+
+    Mimetic initialization (Trockman and Kolter, 2023). With the other sign the words of a question attend to the
+    memory vectors that hold them, and not to themselves, because a memory holds its words with the opposite sign.
+
+    Args:
+        backbone: all of whose weights are trained.
+        seed: of the queries.
+        sign: of the keys.
+
+    Raises:
+        UserError: if its queries and keys are not of one shape.
+    """
+    import torch
+
+    attention = backbone.model.layers[0].self_attn
+    if hasattr(attention, "qkv_proj"):
+        parts = attention.qkv_proj.weight.chunk(3)
+        size = attention.qkv_proj.weight.shape[0]
+    else:
+        parts = (attention.q_proj.weight, attention.k_proj.weight)
+        size = 3 * len(parts[0])
+    queries, keys = parts[0], parts[1]
+    heads = int(backbone.config.num_attention_heads)
+    if queries.shape != keys.shape or size != 3 * heads * attention.head_dim:
+        raise UserError("this backbone has fewer keys than queries", "memory.start", "Use memory.start=pooled")
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for head in queries.chunk(heads):
+            torch.nn.init.orthogonal_(head, gain=_MATCH)
+        keys.copy_(sign * queries)

@@ -41,7 +41,7 @@ def build(config: ClaraConfig, examples: Sequence[Example], quantise: bool = Fal
         examples: the training sentences.
         quantise: load a public backbone in 4 bits.
     """
-    from clara_absa.sample.backbone import backbone_on_encoder, make_backbone, train_tokenizer
+    from clara_absa.sample.backbone import backbone_on_encoder, make_backbone, match_words, train_tokenizer
 
     seed, tiny = config.train.seed, config.tiny
     encoder = encoder_tokenizer = None
@@ -60,6 +60,8 @@ def build(config: ClaraConfig, examples: Sequence[Example], quantise: bool = Fal
     else:
         tokenizer = train_tokenizer(examples, tiny.vocabulary)
         backbone = make_backbone(tokenizer, tiny.width, tiny.layers, tiny.heads, seed, tiny.dropout)
+    if config.memory.start == "matched" and config.lora.rank == 0 and encoder is None:
+        match_words(backbone, seed, sign=1.0 if config.memory.reader == "none" else -1.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, targets = assemble(backbone, config.memory, config.lora, encoder)

@@ -69,12 +69,13 @@ class PackedObjective:
         if config.loss.distill and not single:
             raise UserError("distillation needs a backbone whose polarities are one token each", "loss.distill")
         memory = config.memory
-        evenly = memory.reader != "none" and memory.start == "pooled" and not memory.sizes and memory.ratio is None
-        if config.loss.mark and not (single and evenly and any(item.marks for item in items)):
+        parted = memory.reader != "none" and memory.start != "tokens" and memory.ratio is None
+        if config.loss.mark and not (single and parted and any(item.marks for item in items)):
             raise UserError(
                 "polarities cannot be read off this memory",
                 "loss.mark",
-                "It needs one token for each polarity, memory.start=pooled of one size, and aspects with places",
+                "It needs one token for each polarity, memory.start=pooled or matched, no ratio, and aspects with "
+                "places; or --set loss.mark=0",
             )
         ids = [answer[0] for answer in batcher.prompter.verbalizers]
         self._verbalizers = torch.tensor(ids, device=device) if config.loss.distill or config.loss.mark else None
@@ -94,6 +95,11 @@ class PackedObjective:
             for rec, ext in draws.tolist()
         ]
         items = [self.items[i] for i in units]
+        if self.config.train.word_dropout:
+            hide = np.random.default_rng([self.config.train.seed, 3, update])
+            items = [
+                self.batcher.hide(item, hide.random(len(item.text)) < self.config.train.word_dropout) for item in items
+            ]
         tokens = torch.from_numpy(task_tokens(items, chosen)).clamp(min=1).to(self.device)
         aspects = sum(len(item.branches[Task.REASONING]) for item in items)
         mine = range(self.rank, len(items), self.world)
@@ -111,6 +117,7 @@ class PackedObjective:
                 teacher=batch.teacher if loss.distill else None,
                 verbalizers=self._verbalizers,
                 marks=batch.marks if loss.mark else None,
+                shown=size,
             )
             means = sums.tasks / tokens
             alignment = sums.alignment / len(items)

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from latentlab_shared.errors import RunFailed
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -28,14 +30,21 @@ class Workers:
         """Meet the other processes, if a launcher started several.
 
         Args:
-            device: "cpu" keeps them off a GPU.
+            device: the kind it will compute on; "cpu" keeps them off a GPU.
             sharded: for ``train.parallel == "shard"``; alone, a process always holds everything.
+
+        Raises:
+            RunFailed: if the launcher's processes do not meet: each would train a model of its own.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started == 1:
             return cls()
         from accelerate import PartialState
 
         state = PartialState(cpu=device == "cpu")
+        if state.num_processes != started:
+            fix = "Start as many as there are GPUs, or give --device cpu"
+            raise RunFailed(f"{started} processes were started and did not meet", "WORLD_SIZE", fix)
         return cls(state.process_index, state.num_processes, sharded)
 
     def wrap(self, model: Any) -> Any:
