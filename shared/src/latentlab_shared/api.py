@@ -21,6 +21,19 @@ from latentlab_shared.errors import RunFailed, UserError
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
 
+_TYPES = (
+    "body",
+    "str",
+    "int",
+    "float",
+    "bool",
+)  # a union's branches stand in the place of a fault as if they were keys
+
+
+def _named(part: str | int) -> bool:
+    return isinstance(part, int) or part.isidentifier()
+
+
 def error(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """``{"error": message}``, the message on one line."""
     return JSONResponse({"error": " ".join(message.split())}, status_code=status, headers=dict(headers or {}))
@@ -34,7 +47,7 @@ def add_errors(app: FastAPI) -> None:
         first = fault.errors()[0]
         if first["type"] == "json_invalid":
             return error(422, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
-        where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+        where = ".".join(str(part) for part in first["loc"] if part not in _TYPES and _named(part)) or "body"
         return error(422, f"{where}: {str(first['msg']).removeprefix('Value error, ')}")
 
     @app.exception_handler(UserError)
