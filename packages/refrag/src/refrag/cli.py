@@ -525,8 +525,9 @@ def predict(
     from refrag.model.gate import Budget
     from refrag.pipeline import model_folder
 
-    docs = [Doc(path.stem, _read(path)) for path in documents]
-    budget = Budget(fraction=expand)
+    if not question.strip():
+        raise UserError("the question is empty", "QUESTION", "Ask something")
+    docs, budget = [Doc(path.stem, _read(path)) for path in documents], Budget(fraction=expand)
     generator = RefragGenerator.from_pretrained(model_folder(model), cache=cache_dir, device=device.value)
     answer = generator.answer(question, docs, budget=budget, compression=compression, generation=greedy(max_new_tokens))
     texts = {doc.id: doc.text for doc in docs}

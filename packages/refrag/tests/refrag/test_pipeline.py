@@ -151,6 +151,7 @@ def test_a_run_that_cannot_go_on_says_so_first(tmp_path):
         (["train", "--stage", "alignment", "--data", "absent.txt"], "no such file"),
         (["train", "--set", "loop.stepz=3"], "unknown key loop.stepz"),
         (["predict", "Why?", "--doc", "absent.txt", "--model", "x"], "no such file"),
+        (["predict", " ", "--doc", "absent.txt", "--model", "x"], "the question is empty"),
         (["predict", "Why?", "--doc", "/dev/zero", "--model", "x"], "no file"),
         (["evaluate", "--model", "nowhere"], "no model here"),
         (["evaluate", "--task", "speed"], "no task"),
