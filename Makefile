@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help install lock lock-check lint format types layers tables tables-check test test-slow test-all \
-        build demo check-demo docs pages bench fuzz audit clean
+        build demo check-demo docs pages bench measure fuzz audit clean
 
 comma := ,
 empty :=
@@ -104,6 +104,9 @@ demo: install ## Run the main job of every system on built-in samples; writes ru
 
 bench: install ## Run every benchmark (hours): runs/bench/results.json and index.html; ARGS="--only help" for one
 	$(RUN) python scripts/bench.py $(ARGS)
+
+measure: install ## Measure every table of every README again (hours, resumable): DATA=DIR; ARGS="--list" says what is done
+	$(RUN) python scripts/measure.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 train-rsr: install ## Train rsr_net (PROFILE=sample: under a minute; PROFILE=full: CNN/DailyMail and BART-base)
 	$(RUN) rsr-net train --profile $(PROFILE) $(ARGS)

@@ -1,0 +1,77 @@
+"""`make measure`: its commands exist, it writes every table of every README, and it repeats what has changed only."""
+
+import importlib.util
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_docs import verbs
+from workspace import ROOT
+
+SPEC = importlib.util.spec_from_file_location("measure", ROOT / "scripts" / "measure.py")
+assert SPEC and SPEC.loader
+measure = importlib.util.module_from_spec(SPEC)
+sys.modules["measure"] = measure
+SPEC.loader.exec_module(measure)
+STEPS = {step.name: step for step in measure.steps()}
+
+
+def before(step: Any) -> set[str]:
+    return {name for other in step.after for name in (other, *before(STEPS[other]))}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_every_step_is_a_command_that_exists_and_comes_after_what_it_reads(name: str) -> None:
+    step = STEPS[name]
+    program, verb, *words = shlex.split(step.command.format(data="DATA", out="OUT"))
+    known = {option for parameter in verbs(program)[verb].params for option in parameter.opts}
+    assert {word.split("=")[0] for word in words if word.startswith("-")} <= known
+    order = list(STEPS)
+    assert all(order.index(other) < order.index(name) for other in step.after)
+    assert step.package == "shared" or (ROOT / "packages" / step.package).is_dir()
+    read = {word.split("/")[0] for word in words} & {other.makes for other in STEPS.values()} - {"", step.makes}
+    assert read <= {STEPS[other].makes for other in before(step)}, "reads what it does not wait for"
+
+
+def test_a_step_is_done_until_its_sources_or_what_it_reads_change(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(measure, "source_of", lambda package: sources[package])
+    monkeypatch.setattr(measure, "WORK", tmp_path)
+    train = measure.Step("train", "nrms train --data {data} -o run", makes="run")
+    score = measure.Step("score", "nrms evaluate -o {out}", ("train",))
+    found = {"train": train, "score": score}
+    sources = {"nrms": "a"}
+    state = {"train": {"source": "a", "ended": 1.0}, "score": {"source": "a", "ended": 2.0}}
+    assert measure.is_done(train, state, found) and measure.is_done(score, state, found)
+    assert not measure.is_done(score, {**state, "train": {"source": "a", "ended": 3.0}}, found)
+    assert not measure.is_done(score, {**state, "train": {"source": "a"}}, found)
+    sources["nrms"] = "b"
+    assert not measure.is_done(train, state, found)
+    plain = ["nrms", "train", "--data", "data", "-o", "run"]
+    assert measure.words_of(train, {}) == plain
+    assert measure.words_of(score, {}) == ["nrms", "evaluate", "-o", "results/nrms"]  # no folder of this machine
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    resumed = measure.words_of(train, {"train": {"source": "b"}})
+    assert resumed == ["nrms", "train", "--resume", "run"]
+    assert measure.words_of(train, {"train": {"source": "a"}}) == plain
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_table_of_a_readme_is_measured() -> None:
+    """Commands name their table, or (`bench`, `folds`, `compare` …) write those of their kind."""
+    told = " ".join(step.command for step in STEPS.values())
+    kinds = {
+        "rsr_net": "embedding differences steps convergence stopping extraction confidence ablation bench",
+        "clara_absa": "answers sweep bench",
+        "refrag": "align ttft memory alignment serve",
+        "nrms": "folds bench",
+        "shared": "cache",
+    }
+    for path in [*ROOT.glob("packages/*/results/*.json"), *ROOT.glob("shared/results/*.json")]:
+        package = path.parents[1].name
+        named = path.name in told or re.search(rf"--name {path.stem}\b", told)
+        assert named or re.split("[_-]", path.stem)[0] in kinds[package].split(), path.name
