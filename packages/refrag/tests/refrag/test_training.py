@@ -101,7 +101,8 @@ def test_a_text_is_cut_at_an_anchor():
 def test_alignment_loss_falls(weights, least):
     model, tokenizer, losses = fresh("pe"), make_tokenizer(), []
     batches = AlignmentBatches(SENTENCES, tokenizer, 4, 40, 0)
-    settings = LoopSettings(steps=40, batch_size=4, learning_rate=1e-2)
+    # At ten times the rate, rounding alone moves the last losses by a tenth.
+    settings = LoopSettings(steps=80, batch_size=4, learning_rate=1e-3)
     run_steps(AlignmentObjective(model, weights), batches, settings, log=lambda step, found: losses.append(found))
     assert all(found["anchors"] > 0 and math.isfinite(found["loss"]) for found in losses)
     assert sum(f["loss"] for f in losses[-5:]) < least * sum(f["loss"] for f in losses[:5])
