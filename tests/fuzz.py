@@ -31,6 +31,8 @@ from typing import Any
 import numpy as np
 
 from latentlab_shared.errors import UserError
+from latentlab_shared.files import read_json, write_json
+from latentlab_shared.provenance import commit
 
 SECONDS_PER_FILE = 10
 MEMORY = 2 * 2**30
@@ -87,7 +89,6 @@ def shared_readers() -> dict[str, Reader]:
     from latentlab_shared.config import load_config
     from latentlab_shared.embeddings import EmbeddingCache, Fingerprint, open_cache
     from latentlab_shared.encoders import LsaEncoder
-    from latentlab_shared.files import read_json
     from latentlab_shared.runs import RunFolder
     from latentlab_shared.tables import fill
     from nrms.config import NrmsConfig
@@ -408,8 +409,8 @@ def one_file(reader: Reader, folder: Path, content: bytes) -> BaseException | No
     return None
 
 
-def fuzz(reader: Reader, folder: Path, seconds: float, seed: int) -> Iterator[tuple[bytes, BaseException]]:
-    """Damaged files for so many seconds (at least ten); those that were a finding, with what they raised."""
+def fuzz(reader: Reader, folder: Path, seconds: float, seed: int) -> Iterator[tuple[bytes, BaseException | None]]:
+    """Damaged files for so many seconds (at least ten), with what each raised that is a finding."""
     chance = random.Random(seed)
     (folder / reader.name).parent.mkdir(parents=True, exist_ok=True)
     reader.prepare(folder)
@@ -425,9 +426,7 @@ def fuzz(reader: Reader, folder: Path, seconds: float, seed: int) -> Iterator[tu
         done += 1
         inside = reader.packed and chance.random() < 0.5
         content = gzip.compress(damaged(reader.good, chance), 1, mtime=0) if inside else damaged(good, chance)
-        fault = one_file(reader, folder, content)
-        if fault is not None:
-            yield content, fault
+        yield content, one_file(reader, folder, content)
 
 
 def main() -> int:
@@ -437,6 +436,7 @@ def main() -> int:
     parser.add_argument("--reader", default="", help="only readers whose name begins so")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the changes [default: the time]")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/fuzz"), help="where findings are kept")
+    parser.add_argument("--results", type=Path, help="what was done [default: results.json where findings are kept]")
     given = parser.parse_args()
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (usage + MEMORY, resource.RLIM_INFINITY))
@@ -444,11 +444,15 @@ def main() -> int:
     if not chosen:
         print(f"error: no reader begins with {given.reader!r}. There are: {', '.join(all_readers())}", file=sys.stderr)
         return 2
-    found = 0
+    found, results = 0, given.results or given.output_dir / "results.json"
     for name, reader in chosen.items():
         kinds: set[str] = set()
+        files = 0
         with tempfile.TemporaryDirectory() as folder:
             for content, fault in fuzz(reader, Path(folder), given.seconds, given.seed):
+                files += 1
+                if fault is None:
+                    continue
                 frames = traceback.extract_tb(fault.__traceback__)
                 kind = f"{type(fault).__name__} at {frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}"
                 if kind in kinds:
@@ -459,7 +463,10 @@ def main() -> int:
                 kept.write_bytes(content)
                 print(f"{name}: {kind}: {' '.join(str(fault).split())[:120]} ({kept})", flush=True)
         found += len(kinds)
-        print(f"{name}: {len(kinds)} findings, seed {given.seed}", flush=True)
+        print(f"{name}: {len(kinds)} findings in {files} files, seed {given.seed}", flush=True)
+        row = {"seconds": given.seconds, "files": files, "findings": len(kinds), "seed": given.seed, "commit": commit()}
+        results.parent.mkdir(parents=True, exist_ok=True)
+        write_json(results, {**(read_json(results) if results.is_file() else {}), name: row})
     return 1 if found else 0
 
 

@@ -41,8 +41,8 @@ def _touch(path: str, text: str) -> None:
 
 @pytest.mark.parametrize("name", READERS)
 def test_damaged_files_are_read_or_refused_in_one_line(name: str, tmp_path: Path) -> None:
-    found = list(fuzz.fuzz(READERS[name], tmp_path, seconds=0.05, seed=7))
-    assert found == []
+    faults = [fault for _, fault in fuzz.fuzz(READERS[name], tmp_path, seconds=0.05, seed=7)]
+    assert len(faults) >= 10 and set(faults) == {None}
 
 
 def write(reader: fuzz.Reader, folder: Path, content: bytes) -> None:
