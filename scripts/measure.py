@@ -2,8 +2,9 @@
 
 ``make measure DATA=DIR`` runs in runs/measure what has no result yet, or one of other sources. It takes hours, and can
 be stopped and called again: an interrupted training goes on. ``--only NAME`` runs one package or step, ``--list`` says
-what is done, ``--collect`` copies the results into the packages and fills the tables. The checkout has to be clean, or
-the results would name a commit that they are not of.
+what is done, ``--collect`` copies the results into the packages, fills the tables, and notes in measured.json which
+steps they are of and of what sources; another clone does not repeat these. The checkout has to be clean, or the results
+would name a commit that they are not of.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from latentlab_shared.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "runs" / "measure"
+RECORD = ROOT / "scripts" / "measured.json"
 PEOPLE = {"rsr-net": "rsr_net", "seq2seq-keras": "seq2seq_keras", "clara-absa": "clara_absa"}
 
 
@@ -277,6 +279,18 @@ def is_done(step: Step, state: dict[str, Any], found: dict[str, Step]) -> bool:
     return all(is_done(found[name], state, found) and state[name]["ended"] <= mine["ended"] for name in step.after)
 
 
+def steps_to_run(
+    chosen: list[Step], recorded: dict[str, Any], state: dict[str, Any], found: dict[str, Step]
+) -> list[Step]:
+    """Those of ``chosen`` without a result, and those that they read and that were run in another clone only."""
+    wanted: list[Step] = []
+    for step in reversed(chosen):
+        read = any(step.name in other.after for other in wanted)
+        if not is_done(step, state, found) and (read or not is_done(step, recorded, found)):
+            wanted.insert(0, step)
+    return wanted
+
+
 def words_of(step: Step, state: dict[str, Any]) -> list[str]:
     """The command of a step; an interrupted training of the same sources goes on instead of beginning anew.
 
@@ -291,8 +305,8 @@ def words_of(step: Step, state: dict[str, Any]) -> list[str]:
     return shlex.split(step.command.format(data="data", out=f"results/{step.package}"))
 
 
-def collect() -> list[str]:
-    """Copy what was measured into the packages, and fill their tables."""
+def collect(state: dict[str, Any], recorded: dict[str, Any], found: dict[str, Step]) -> list[str]:
+    """Copy what was measured into the packages, fill their tables, and write down of what sources they are."""
     copied = []
     for path in sorted((WORK / "results").glob("*/*.json")):
         folder = ROOT / "shared" if path.parent.name == "shared" else ROOT / "packages" / path.parent.name
@@ -300,6 +314,9 @@ def collect() -> list[str]:
         copied.append(f"{path.parent.name}/{path.name}")
     if not copied:
         raise UserError("nothing was measured yet", WORK, "Run: make measure DATA=DIR")
+    new = {s.name for s in found.values() if is_done(s, state, found) and not is_done(s, recorded, found)}
+    merged = {**recorded, **{name: state[name] for name in new}}
+    write_json(RECORD, {name: merged[name] for name in found if name in merged})
     for script in ("results_table.py", "scale.py", "site_pages.py"):
         subprocess.run([sys.executable, str(ROOT / "scripts" / script)], check=True, cwd=ROOT)
     return copied
@@ -314,19 +331,23 @@ def main() -> None:
     parser.add_argument("--collect", action="store_true", help="copy the results into the packages, and run nothing")
     given = parser.parse_args()
     out = Output()
-    if given.collect:
-        copied = collect()
-        return out.result({"copied": copied}, "\n".join(copied))
     found = {step.name: step for step in steps()}
+    path = WORK / "state.json"
+    state: dict[str, Any] = read_json(path) if path.is_file() else {}
+    recorded: dict[str, Any] = read_json(RECORD) if RECORD.is_file() else {}
+    if given.collect:
+        copied = collect(state, recorded, found)
+        return out.result({"copied": copied}, "\n".join(copied))
     known = {*found, *(step.package for step in found.values())}
     if unknown := set(given.only) - known:
         packages = ", ".join(sorted({step.package for step in found.values()}))
         raise UserError(f"{sorted(unknown)[0]!r} is no step", "--only", f"Use one that --list names, or {packages}")
     chosen = [s for s in found.values() if not given.only or {s.name, s.package} & set(given.only)]
-    path = WORK / "state.json"
-    state: dict[str, Any] = read_json(path) if path.is_file() else {}
     if given.list:
-        rows = [{"step": s.name, "done": is_done(s, state, found), **state.get(s.name, {})} for s in chosen]
+        rows = []
+        for step in chosen:
+            known_of = state if is_done(step, state, found) else recorded
+            rows.append({"step": step.name, "done": is_done(step, known_of, found), **known_of.get(step.name, {})})
         lines = [f"{'done' if row['done'] else '    '}  {row['step']}  {row.get('seconds', '')}" for row in rows]
         return out.result({"steps": rows}, "\n".join(lines))
     if not given.data or not Path(given.data).is_dir():
@@ -338,7 +359,7 @@ def main() -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(Path(given.data).resolve())
     failed = []
-    for step in chosen:
+    for step in steps_to_run(chosen, recorded, state, found):
         state = read_json(path) if path.is_file() else {}  # another call may run beside this one
         if is_done(step, state, found):
             continue

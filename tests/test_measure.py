@@ -61,6 +61,36 @@ def test_a_step_is_done_until_its_sources_or_what_it_reads_change(
     assert not (tmp_path / "run").exists()
 
 
+def test_what_was_measured_in_another_clone_is_not_repeated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(measure, "source_of", lambda package: "a")
+    train = measure.Step("train", "nrms train -o run", makes="run")
+    score = measure.Step("score", "nrms evaluate -o {out}", ("train",))
+    other = measure.Step("other", "nrms evaluate -o {out} --limit 3", ("train",))
+    found = {"train": train, "score": score, "other": other}
+    recorded = {"train": {"source": "a", "ended": 1.0}, "score": {"source": "a", "ended": 2.0}}
+
+    def names(state: dict[str, Any], kept: dict[str, Any] = recorded) -> list[str]:
+        return [step.name for step in measure.steps_to_run(list(found.values()), kept, state, found)]
+
+    assert names({}, {}) == ["train", "score", "other"]
+    assert names({}) == ["train", "other"], "the model is not in this clone, and only one still reads it"
+    here = {"train": {"source": "a", "ended": 5.0}}
+    assert names(here) == ["other"]
+    here["other"] = {"source": "a", "ended": 6.0}
+    assert names(here) == []
+    (tmp_path / "results" / "nrms").mkdir(parents=True)
+    (tmp_path / "results" / "nrms" / "folds.json").write_text("{}")
+    (tmp_path / "packages" / "nrms" / "results").mkdir(parents=True)
+    monkeypatch.setattr(measure, "WORK", tmp_path)
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    monkeypatch.setattr(measure, "RECORD", tmp_path / "measured.json")
+    monkeypatch.setattr(measure.subprocess, "run", lambda *_, **__: None)
+    assert measure.collect(here, recorded, found) == ["nrms/folds.json"]
+    kept = measure.read_json(tmp_path / "measured.json")
+    assert kept == {**recorded, "other": here["other"]}, "what is recorded still agrees with itself"
+    assert names({}, kept) == []
+
+
 def test_every_table_of_a_readme_is_measured() -> None:
     """Commands name their table, or (`bench`, `folds`, `compare` …) write those of their kind."""
     told = " ".join(step.command for step in STEPS.values())
