@@ -102,8 +102,8 @@ audit: install ## Look the locked versions up in the list of known faults; needs
 demo: install ## Run the main job of every system on built-in samples; writes runs/demo/index.html
 	$(RUN) python scripts/demo.py
 
-bench: install ## Run every benchmark (hours): runs/bench/results.json and index.html; ARGS="--only help" for one
-	$(RUN) python scripts/bench.py $(ARGS)
+bench: install ## Run every benchmark (hours): runs/bench/results.json and index.html; DATA=DIR, ARGS="--only help" for one
+	$(RUN) python scripts/bench.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 measure: install ## Measure every table of every README again (hours, resumable): DATA=DIR; ARGS="--list" says what is done
 	$(RUN) python scripts/measure.py $(if $(DATA),--data "$(DATA)") $(ARGS)

@@ -1,13 +1,15 @@
 """Run every benchmark of every package: one JSON file and one page, runs/bench/results.json and index.html.
 
 Each benchmark measures its ratios side by side in one run of its own; this only calls them, and measures how long
-``--help`` takes. ``--only NAME`` (may be repeated) runs some; what an earlier run measured is kept beside it.
+``--help`` takes. ``--only NAME`` (may be repeated) runs some; what an earlier run measured is kept beside it. With
+``DATA=DIR`` they are those of ``make measure``, on real data where they take any, and count as done there.
 """
 
 import argparse
 import html
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -15,24 +17,30 @@ import time
 from pathlib import Path
 from typing import Any
 
+import measure
+
 from latentlab_shared.cli import Output, guarded
-from latentlab_shared.errors import UserError
+from latentlab_shared.errors import RunFailed, UserError
 from latentlab_shared.files import read_json, write_json
 from latentlab_shared.plots import html_table, write_page
 from latentlab_shared.provenance import commit, machine, today
 
-OUT = Path("runs/bench")
+OUT = measure.ROOT / "runs" / "bench"
 BIN = Path(sys.executable).parent
 COMMANDS = ("rsr-net", "seq2seq-keras", "clara-absa", "nrms", "refrag", "latentlab-cache")
-BENCHES = {
-    "cache": ["latentlab-cache", "bench"],
-    "rsr_net": ["rsr-net", "bench"],
-    "seq2seq_keras": ["seq2seq-keras", "bench"],
-    "clara_absa": ["clara-absa", "bench"],
-    "nrms": ["nrms", "bench"],
-    "refrag, step": ["refrag", "bench", "step"],
-    "refrag, first token": ["refrag", "bench", "ttft"],
-}
+BENCHES = {step.name: step for step in measure.steps() if step.is_bench}
+# Options that name real data, or an encoder that comes with it; without them, what is built in is measured.
+OF_DATA = {"--data", "--data-dir", "--encoder"}
+
+
+def words_of(step: measure.Step, on_data: bool) -> list[str]:
+    """The command of a benchmark; without real data, its options for these are left out."""
+    if on_data:
+        return measure.words_of(step, {})
+    folder = OUT / "results" / step.package
+    folder.mkdir(parents=True, exist_ok=True)
+    words = shlex.split(step.command.format(data="", out=folder))
+    return [w for w, before in zip(words, ["", *words], strict=False) if not {w, before} & OF_DATA]
 
 
 def help_times(rounds: int = 5) -> dict[str, Any]:
@@ -92,9 +100,12 @@ def main() -> None:
     """Run the benchmarks."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("--only", action="append", default=[], help=f"one of: help, {', '.join(BENCHES)}")
+    parser.add_argument("--data", help="folder of the real data; without it, on what is built in")
     given = parser.parse_args()
     if unknown := set(given.only) - {"help", *BENCHES}:
         raise UserError(f"{sorted(unknown)[0]!r} is no benchmark", "--only", f"Use: help, {', '.join(BENCHES)}")
+    if given.data:
+        measure.use_data(given.data)
     out = Output()
     path = OUT / "results.json"
     held: dict[str, Any] = read_json(path) if path.is_file() else {}
@@ -102,24 +113,31 @@ def main() -> None:
     for name in ["help", *BENCHES]:
         if given.only and name not in given.only:
             continue
-        words = BENCHES.get(name, ["python", "scripts/bench.py", "--only", "help"])
-        out.log(f"{name}: {' '.join(words)}")
-        began = time.perf_counter()
+        began = time.time()
         if name == "help":
+            words = ["python", "scripts/bench.py", "--only", "help"]
+            out.log(f"{name}: {shlex.join(words)}")
             result = help_times()
         else:
-            done = subprocess.run([str(BIN / words[0]), *words[1:], "--json"], stdout=subprocess.PIPE, text=True)
+            step = BENCHES[name]
+            words = words_of(step, bool(given.data))
+            out.log(f"{name}: {shlex.join(words)}")
+            cwd = measure.WORK if given.data else measure.ROOT
+            call = [str(BIN / words[0]), *words[1:], "--json"]
+            done = subprocess.run(call, stdout=subprocess.PIPE, text=True, cwd=cwd)
             if done.returncode:
                 failed.append(name)
                 continue
+            if given.data:
+                measure.ended(step, began)
             result = json.loads(done.stdout)
-        facts = {"command": " ".join(words), "date": today(), "machine": machine()}
-        seconds = round(time.perf_counter() - began, 1)
+        facts = {"command": shlex.join(words).replace(f"{measure.ROOT}/", ""), "date": today(), "machine": machine()}
+        seconds = round(time.time() - began, 1)
         held[name] = {**facts, "commit": commit(Path(__file__)) or "none", "seconds": seconds, "result": result}
         write_json(path, held)
     out.result({"results": str(path), "page": str(page(held)), "failed": failed}, f"{OUT / 'index.html'}")
     if failed:
-        raise UserError(f"failed: {', '.join(failed)}", "bench")
+        raise RunFailed(f"failed: {', '.join(failed)}", "bench")
 
 
 if __name__ == "__main__":

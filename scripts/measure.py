@@ -46,6 +46,11 @@ class Step:
     makes: str = ""
 
     @property
+    def is_bench(self) -> bool:
+        """Whether it measures speed or size, and runs without real data as well."""
+        return self.command.split()[1] == "bench"
+
+    @property
     def package(self) -> str:
         """The package whose command it is; "shared" for the cache's."""
         program = self.command.split()[0]
@@ -350,14 +355,7 @@ def main() -> None:
             rows.append({"step": step.name, "done": is_done(step, known_of, found), **known_of.get(step.name, {})})
         lines = [f"{'done' if row['done'] else '    '}  {row['step']}  {row.get('seconds', '')}" for row in rows]
         return out.result({"steps": rows}, "\n".join(lines))
-    if not given.data or not Path(given.data).is_dir():
-        raise UserError("there is no such folder", given.data or "--data", "Give the folder of real data: DATA=DIR")
-    if git("status", "--porcelain", "--untracked-files=no"):
-        raise UserError("files differ from the commit", ROOT, "Commit first, or measure in a clean clone")
-    link = WORK / "data"
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(Path(given.data).resolve())
+    use_data(given.data)
     failed = []
     for step in steps_to_run(chosen, recorded, state, found):
         state = read_json(path) if path.is_file() else {}  # another call may run beside this one
@@ -378,11 +376,28 @@ def main() -> None:
         if done.returncode:
             failed.append(f"{step.name} ({log.relative_to(ROOT)})")
             continue
-        facts = {"commit": git("rev-parse", "--short=12", "HEAD"), "seconds": round(time.time() - began)}
-        note(path, step.name, {"source": source_of(step.package), "ended": time.time(), **facts})
+        ended(step, began)
     if failed:
         raise RunFailed(f"failed: {', '.join(failed)}", "measure")
     out.result({"results": str(WORK / "results")}, f"{WORK / 'results'}: copy them with --collect")
+
+
+def use_data(folder: str | None) -> None:
+    """Link the real data into runs/measure; refuse to measure what no commit names."""
+    if not folder or not Path(folder).is_dir():
+        raise UserError("there is no such folder", folder or "--data", "Give the folder of real data: DATA=DIR")
+    if git("status", "--porcelain", "--untracked-files=no"):
+        raise UserError("files differ from the commit", ROOT, "Commit first, or measure in a clean clone")
+    link = WORK / "data"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path(folder).resolve())
+
+
+def ended(step: Step, began: float) -> None:
+    """Note that a step has its result."""
+    facts = {"commit": git("rev-parse", "--short=12", "HEAD"), "seconds": round(time.time() - began)}
+    note(WORK / "state.json", step.name, {"source": source_of(step.package), "ended": time.time(), **facts})
 
 
 def note(path: Path, name: str, facts: dict[str, Any]) -> None:

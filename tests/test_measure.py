@@ -11,11 +11,16 @@ import pytest
 from test_docs import verbs
 from workspace import ROOT
 
-SPEC = importlib.util.spec_from_file_location("measure", ROOT / "scripts" / "measure.py")
-assert SPEC and SPEC.loader
-measure = importlib.util.module_from_spec(SPEC)
-sys.modules["measure"] = measure
-SPEC.loader.exec_module(measure)
+
+def script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec and spec.loader
+    sys.modules[name] = found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+measure, bench = script("measure"), script("bench")
 STEPS = {step.name: step for step in measure.steps()}
 
 
@@ -34,6 +39,23 @@ def test_every_step_is_a_command_that_exists_and_comes_after_what_it_reads(name:
     assert step.package == "shared" or (ROOT / "packages" / step.package).is_dir()
     read = {word.split("/")[0] for word in words} & {other.makes for other in STEPS.values()} - {"", step.makes}
     assert read <= {STEPS[other].makes for other in before(step)}, "reads what it does not wait for"
+
+
+@pytest.mark.parametrize("name", bench.BENCHES)
+def test_a_benchmark_also_runs_on_what_is_built_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    monkeypatch.setattr(bench, "OUT", tmp_path)
+    monkeypatch.setattr(measure, "WORK", tmp_path)
+    program, verb, *words = bench.words_of(STEPS[name], on_data=False)
+    assert verb == "bench" and not any("data" in word for word in words) and "minilm" not in words
+    options = {option for parameter in verbs(program)[verb].params for option in parameter.opts} | {"--json"}
+    assert {word for word in words if word.startswith("-")} <= options
+    assert str(tmp_path / "results" / STEPS[name].package) in " ".join(words), "nothing in the packages is overwritten"
+    assert set(words) - {w for w in words if str(tmp_path) in w} <= set(bench.words_of(STEPS[name], on_data=True))
+
+
+def test_every_package_has_a_benchmark() -> None:
+    packages = {path.parent.name for path in ROOT.glob("packages/*/pyproject.toml")}
+    assert {step.package for step in bench.BENCHES.values()} == {*packages, "shared"}
 
 
 def test_a_step_is_done_until_its_sources_or_what_it_reads_change(
