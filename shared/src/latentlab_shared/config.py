@@ -7,6 +7,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -136,7 +137,7 @@ def _convert(hint: Any, value: Any, key: str, where: object) -> Any:
     if origin is typing.Literal:
         if value in arguments:
             return value
-        raise UserError(f"{key}={value!r} is not one of {', '.join(map(str, arguments))}", where)
+        raise UserError(f"{key}={_shown(value)} is not one of {', '.join(map(str, arguments))}", where)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if isinstance(value, hint):
             return value
@@ -155,8 +156,18 @@ def _convert(hint: Any, value: Any, key: str, where: object) -> Any:
     elif hint is Path and isinstance(value, (str, Path)):
         return Path(value)
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        with suppress(OverflowError):  # an integer of more than 308 digits
+            return float(value)
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     name = getattr(hint, "__name__", str(hint))
-    raise UserError(f"{key}={value!r} is not of type {name}", where)
+    raise UserError(f"{key}={_shown(value)} is not of type {name}", where)
+
+
+def _shown(value: Any, length: int = 200) -> str:
+    """A value in an error message, cut if it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no integer of more than 4,300 digits
+        return "an integer of thousands of digits"
+    return text if len(text) <= length else f"{text[:length]}…"
