@@ -1,4 +1,4 @@
-"""Write the README tables from results/*.json; with --check, fail when one differs from its file."""
+"""Write the tables of READMEs and site from results/*.json; with --check, fail when one differs from its file."""
 
 import difflib
 import sys
@@ -7,14 +7,20 @@ from pathlib import Path
 from latentlab_shared.tables import fill
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = (
+    "README.md",
+    "shared/README.md",
+    "packages/*/README.md",
+    "packages/*/webapp/README.md",
+    "docs/explanation/*.md",
+)
 
 
 def main() -> int:
     """Fill or check every README; the exit code."""
     check = "--check" in sys.argv[1:]
     stale = 0
-    pages = [ROOT / "README.md", ROOT / "shared" / "README.md"]
-    for readme in sorted([*pages, *ROOT.glob("packages/*/README.md"), *ROOT.glob("packages/*/webapp/README.md")]):
+    for readme in sorted(page for pattern in PAGES for page in ROOT.glob(pattern)):
         before, after = readme.read_text(encoding="utf-8"), fill(readme)
         if before == after:
             continue

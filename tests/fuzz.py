@@ -32,7 +32,7 @@ import numpy as np
 
 from latentlab_shared.errors import UserError
 from latentlab_shared.files import read_json, write_json
-from latentlab_shared.provenance import commit
+from latentlab_shared.provenance import commit, machine, today
 
 SECONDS_PER_FILE = 10
 MEMORY = 2 * 2**30
@@ -429,6 +429,16 @@ def fuzz(reader: Reader, folder: Path, seconds: float, seed: int) -> Iterator[tu
         yield content, one_file(reader, folder, content)
 
 
+def keep(path: Path, name: str, metrics: dict[str, float]) -> None:
+    """Add a reader's row to the results file of a run, or begin one."""
+    held: dict[str, Any] = read_json(path) if path.is_file() else {"rows": []}
+    rows = {row["name"]: row for row in held["rows"]} | {name: {"name": name, "metrics": metrics}}
+    facts = {"command": "make fuzz", "data": "damaged copies of a good file", "commit": commit() or "none"}
+    facts |= {"date": today(), "machine": machine()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**facts, "rows": [rows[key] for key in sorted(rows)]})
+
+
 def main() -> int:
     """Fuzz from the command line; 1 if there was a finding."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
@@ -436,7 +446,7 @@ def main() -> int:
     parser.add_argument("--reader", default="", help="only readers whose name begins so")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the changes [default: the time]")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/fuzz"), help="where findings are kept")
-    parser.add_argument("--results", type=Path, help="what was done [default: results.json where findings are kept]")
+    parser.add_argument("--results", type=Path, help="rows to add to [default: results.json where findings are kept]")
     given = parser.parse_args()
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (usage + MEMORY, resource.RLIM_INFINITY))
@@ -464,9 +474,7 @@ def main() -> int:
                 print(f"{name}: {kind}: {' '.join(str(fault).split())[:120]} ({kept})", flush=True)
         found += len(kinds)
         print(f"{name}: {len(kinds)} findings in {files} files, seed {given.seed}", flush=True)
-        row = {"seconds": given.seconds, "files": files, "findings": len(kinds), "seed": given.seed, "commit": commit()}
-        results.parent.mkdir(parents=True, exist_ok=True)
-        write_json(results, {**(read_json(results) if results.is_file() else {}), name: row})
+        keep(results, name, {"seconds": given.seconds, "seed": given.seed, "files": files, "findings": len(kinds)})
     return 1 if found else 0
 
 

@@ -45,6 +45,12 @@ def test_damaged_files_are_read_or_refused_in_one_line(name: str, tmp_path: Path
     assert len(faults) >= 10 and set(faults) == {None}
 
 
+def test_every_reader_was_given_its_five_minutes() -> None:
+    rows = {row["name"]: row["metrics"] for row in read_json(Path(__file__).parent / "results" / "fuzz.json")["rows"]}
+    assert rows.keys() == READERS.keys(), "run make fuzz READER=..., and add its rows to tests/results/fuzz.json"
+    assert all(row["seconds"] >= 300 and row["findings"] == 0 and row["files"] > 10_000 for row in rows.values())
+
+
 def write(reader: fuzz.Reader, folder: Path, content: bytes) -> None:
     (folder / reader.name).parent.mkdir(parents=True, exist_ok=True)
     reader.prepare(folder)
