@@ -132,6 +132,19 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(stop, tmp_path):
     assert logged == expected[-len(logged) :]
 
 
+def test_the_seed_decides_dropout_whatever_was_drawn_before():
+    lora = LoraSettings(rank=4, dropout=0.5)
+    found = []
+    for seed, before in ((3, 1), (3, 2), (4, 1)):
+        config = config_of(lora=lora, seed=seed, epochs=1)
+        model, schedule, objective = objective_of(config, lora=lora)
+        objective.order = lambda epoch: np.arange(len(EXAMPLES))  # the order too is drawn from the seed
+        torch.manual_seed(before)
+        fit(model, schedule, objective, config)
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
 def test_hidden_words_are_drawn_anew_for_each_update_and_questions_stay():
     config = config_of(word_dropout=0.5)
     _, _, objective = objective_of(config)

@@ -181,6 +181,7 @@ def fit(
     updates = updates_of(objective.units, settings)
     optimiser = make_optimiser(model, schedule, settings)
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    torch.manual_seed(settings.seed)  # of dropout; building a model leaves the generator as it was
     state = Checkpoint({"model": model, "schedule": schedule}, optimiser, config)
     saves = run is not None and (is_main or hasattr(parameters[0], "full_tensor"))  # a shared-out model: all give
     if run is not None and resume:
