@@ -66,11 +66,16 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     parser.add_argument("--uv", default="uv", help="the uv to use")
     arguments = parser.parse_args()
+    uv = shutil.which(arguments.uv)
+    if uv is None:
+        print(f"error: there is no program {arguments.uv}. Run: make install", file=sys.stderr)
+        return 2
+    uv = os.path.abspath(uv)  # it is called from another folder
     held = LOCK.read_text(encoding="utf-8") if LOCK.exists() else ""
-    wanted = resolve(arguments.uv, pins(held) if arguments.check else [])
+    wanted = resolve(uv, pins(held) if arguments.check else [])
     if not arguments.check:
         LOCK.write_text(wanted, encoding="utf-8")
-        subprocess.run([arguments.uv, "lock", "--quiet"], cwd=ROOT, check=True)
+        subprocess.run([uv, "lock", "--quiet"], cwd=ROOT, check=True)
         print(f"wrote {LOCK.name}: {sum('==' in line for line in wanted.splitlines())} packages")
         return 0
     if held == wanted:
