@@ -1,11 +1,14 @@
 """The uses of the design card, each from a fresh clone and in a clean environment (slow)."""
 
+import atexit
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,11 +27,25 @@ IMPORT_ALL = (
 )
 
 
+@cache
+def path_with_uv() -> str:
+    """PATH as a user of `uv run` has it; where make fetched uv, it is on none yet."""
+    path = os.environ["PATH"]
+    if shutil.which("uv"):
+        return path
+    tools = Path(tempfile.mkdtemp(prefix="uv-"))
+    atexit.register(shutil.rmtree, tools, ignore_errors=True)
+    (tools / "uv").symlink_to(os.environ.get("UV") or ROOT / ".uv" / "bin" / "uv")
+    return f"{tools}{os.pathsep}{path}"
+
+
 def sh(*command: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     # `uv run` and make leave their own marks (UV, MAKEFLAGS, ...), which a fresh shell would not have.
     ours = ("VIRTUAL_ENV", "PYTHONPATH", "UV", "UV_PROJECT_ENVIRONMENT", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
     kept = {k: v for k, v in os.environ.items() if k not in ours}
-    done = subprocess.run(command, cwd=cwd, env={**kept, **env}, capture_output=True, text=True, timeout=1400)
+    search = {"PATH": path_with_uv(), **env}
+    command = (shutil.which(command[0], path=search["PATH"]) or command[0], *command[1:])
+    done = subprocess.run(command, cwd=cwd, env={**kept, **search}, capture_output=True, text=True, timeout=1400)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done
 

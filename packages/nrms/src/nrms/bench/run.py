@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -158,9 +159,10 @@ def _peer_python(home: Path, log: Callable[[str], None]) -> Path:
     if (folder / "complete").is_file():
         return python.absolute()
     log("making an environment for recommenders 1.2.1")
+    uv = shutil.which("uv") or os.environ.get("UV", "uv")  # `uv run` tells where it lies itself
     for command in (
-        ["uv", "venv", "--quiet", "--clear", "--python", "3.11", str(folder)],
-        ["uv", "pip", "install", "--quiet", "--python", str(python), *_PEER],
+        [uv, "venv", "--quiet", "--clear", "--python", "3.11", str(folder)],
+        [uv, "pip", "install", "--quiet", "--python", str(python), *_PEER],
     ):
         try:
             done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"UV_NO_CONFIG": "1"})
