@@ -353,6 +353,7 @@ def test_an_interrupted_run_can_be_resumed_to_the_same_bits(data: Path, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # twenty starts of torch, beside other tests
 def test_twenty_kills_always_leave_a_loadable_checkpoint(data: Path, tmp_path: Path) -> None:
     config = changed(epochs=400, save_every=1)
     run, rng, updates = tmp_path / "cut", random.Random(0), 0
