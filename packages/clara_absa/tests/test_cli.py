@@ -101,11 +101,19 @@ def test_evaluate_writes_its_files_and_names_baselines(home):
 
 def test_compare_pools_seeds_into_one_row(home):
     clara("train", *FAST, "--seed", 1, "-o", "seed1", "-q", cwd=home)
-    found = json.loads(clara("compare", "seed1", "seed1", "--json", "-o", "tables", cwd=home).stdout)["rows"]
+    both = json.loads(clara("compare", "seed1", "seed1", "--json", "-o", "tables", cwd=home).stdout)
+    found = both["rows"]
     assert [row["seeds"] for row in found] == [None, None, None, "1, 1"]
     alone = json.loads(clara("compare", "seed1", "--json", cwd=home).stdout)["rows"][3]
     assert found[3]["accuracy"] == pytest.approx(alone["accuracy"])
     assert json.loads((home / "tables" / "answers.json").read_text())["rows"][3]["metrics"]["seeds"] == "1, 1"
+    measured = {
+        row["answers"]: row["accuracy"]
+        for row in json.loads(clara("evaluate", "--model", "seed1", "--json", cwd=home).stdout)["answers"]
+    }
+    probes = {row["answers"].split(": ")[1]: row["accuracy"] for row in both["probes"]}
+    assert len(probes) == 3 and probes == pytest.approx({name: measured[name] for name in probes})
+    assert len(json.loads((home / "tables" / "probes.json").read_text())["rows"]) == 3
 
 
 def test_sweep_and_export(home):

@@ -243,11 +243,12 @@ def compare(
     output_dir: OutputDir = None,
     device: Device = DeviceName.auto,
 ) -> None:
-    """Measure several runs beside the baselines, averaged over seeds: the figures of the README."""
+    """Measure several runs beside baselines and probes, averaged over seeds: the figures of the README."""
     from clara_absa.evaluation.tables import compare_runs
 
-    rows = compare_runs(runs, split=split, device=device.value, output=output_dir, log=out.log)
-    out.result({"rows": rows}, table(rows))
+    found = compare_runs(runs, split=split, device=device.value, output=output_dir, log=out.log)
+    probes = [table(found["probes"], title="with memories that should be worth nothing")] if found["probes"] else []
+    out.result(found, [table(found["rows"]), *probes])
 
 
 @verb(app)

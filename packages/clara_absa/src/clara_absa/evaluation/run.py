@@ -130,6 +130,18 @@ def probes(answerer: AspectSentiment, examples: Sequence[Example], seed: int = 0
     }
 
 
+def probed(answerer: AspectSentiment, examples: Sequence[Example]) -> dict[str, list[str]]:
+    """What the model answers from memories that should be worth nothing; nothing for one that reads the text."""
+    if answerer.config.memory.reader == "none":
+        return {}
+    asked = [example.aspects for example in examples]
+    given = {}
+    for name, vectors in probes(answerer, examples).items():
+        found = answerer._answer(vectors, asked, None, 0.0, "score")
+        given[name] = [str(r.polarity) for each in found for r in each]
+    return given
+
+
 def evaluate_run(
     model: Path,
     *,
@@ -177,10 +189,7 @@ def evaluate_run(
         prior = TermPrior(train)
         given["aspect prior"] = [prior.predict(q.term) for q in questions]
         given["most frequent"] = [prior.majority] * len(questions)
-    if answerer.config.memory.reader != "none":
-        for name, vectors in probes(answerer, examples).items():
-            probed = answerer._answer(vectors, [e.aspects for e in examples], None, 0.0, "score")
-            given[name] = [str(r.polarity) for each in probed for r in each]
+    given |= probed(answerer, examples)
     if against is not None:
         log(f"asking {against}")
         other = AspectSentiment.from_pretrained(against, device=device)

@@ -11,7 +11,7 @@ import numpy as np
 from clara_absa.configs.base_config import ClaraConfig
 from clara_absa.evaluation.linear import NearWords
 from clara_absa.evaluation.metrics import Question, TermPrior, groups_of, questions_of
-from clara_absa.evaluation.run import measure, parts_of, settings_of
+from clara_absa.evaluation.run import measure, parts_of, probed, settings_of
 from clara_absa.inference.sentiment import AspectSentiment
 from clara_absa.training.settings import examples_of
 from latentlab_shared.errors import UserError
@@ -58,19 +58,20 @@ def compare_runs(
     device: str = "auto",
     output: Path | None = None,
     log: Callable[[str], None] = lambda _: None,
-) -> list[dict[str, Any]]:
+) -> dict[str, list[dict[str, Any]]]:
     """Measure runs that were trained on one data set.
 
     Args:
         runs: run folders; those of one kind are seeds of one row.
         split: the part to measure on.
         device: "auto", "cpu", "cuda" or "mps".
-        output: also write ``answers.json``, from which a README's table is filled.
+        output: also write ``answers.json`` and ``probes.json``, from which a README's tables are filled.
         log: told what is measured.
 
     Returns:
-        Rows with accuracy (its interval over sentences, the seeds' answers pooled), macro-F1, accuracy where a sentence
-        speaks both well and ill, and for each row its seeds and trained parameters; baselines first.
+        "rows" with accuracy (its interval over sentences, the seeds' answers pooled), macro-F1, accuracy where a
+        sentence speaks both well and ill, and for each row its seeds and trained parameters; baselines first.
+        "probes": the same figures of each kind when its memories are another sentence's, shuffled or zero.
 
     Raises:
         UserError: for no runs, a folder without a run, or runs on different data.
@@ -96,6 +97,7 @@ def compare_runs(
         measure("words around the aspect, linear", questions, NearWords(train).predict(examples), hard),
     ]
     kinds: dict[str, list[tuple[int, list[str], int]]] = {}
+    worthless: dict[str, list[list[str]]] = {}
     for run, settings in found:
         assert settings is not None
         log(f"measuring {run}")
@@ -103,26 +105,37 @@ def compare_runs(
         answers = answerer.predict_batch([(e.text, e.aspects) for e in examples])
         size = sum(p.numel() for p in answerer.model.parameters())
         given = [str(r.polarity) for each in answers for r in each]
-        kinds.setdefault(name_of(settings.clara), []).append((settings.seed, given, size))
+        kind = name_of(settings.clara)
+        kinds.setdefault(kind, []).append((settings.seed, given, size))
+        for probe, guessed in probed(answerer, examples).items():
+            worthless.setdefault(f"{kind}: {probe}", []).append(guessed)
     for name, seeds in kinds.items():
         row = averaged(name, questions, [given for _, given, _ in seeds], hard)
         row |= {"parameters": seeds[0][2], "seeds": ", ".join(str(seed) for seed, _, _ in seeds)}
         rows.append(row)
+    lost = [averaged(name, questions, seeds, hard) for name, seeds in worthless.items()]
     if output is not None:
         command = "clara-absa compare " + " ".join(run.name for run in runs)
         command += f" --split {split}" if split != "val" else ""
         data = f"{Path(first.data).name} {first.task} {split}, {len(questions)} aspects of {len(examples)} sentences"
-        shaped = [
-            {
-                "name": row["answers"],
-                "metrics": {k: row.get(k) for k in (*_FIGURES, "parameters", "seeds")},
-                "interval": {"accuracy": [row["low"], row["high"]]},
-            }
-            for row in rows
-        ]
         all_seeds = sorted({seed for seeds in kinds.values() for seed, _, _ in seeds})
-        write_table(output / "answers.json", shaped, command=command, data=data, seeds=all_seeds)
-    return [{k: row.get(k) for k in ("answers", *_FIGURES, "low", "high", "parameters", "seeds")} for row in rows]
+        for file, table in (("answers.json", rows), ("probes.json", lost)):
+            if not table:
+                continue
+            shaped = [
+                {
+                    "name": row["answers"],
+                    "metrics": {k: row[k] for k in (*_FIGURES, "parameters", "seeds") if k in row},
+                    "interval": {"accuracy": [row["low"], row["high"]]},
+                }
+                for row in table
+            ]
+            write_table(output / file, shaped, command=command, data=data, seeds=all_seeds)
+    columns = ("answers", *_FIGURES, "low", "high")
+    return {
+        "rows": [{k: row.get(k) for k in (*columns, "parameters", "seeds")} for row in rows],
+        "probes": [{k: row[k] for k in columns} for row in lost],
+    }
 
 
 def sweep_run(
