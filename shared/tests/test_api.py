@@ -57,6 +57,15 @@ def test_every_fault_is_one_line(client, body, status, said):
         assert "secret" not in answer.text
 
 
+def test_a_body_of_another_kind_or_too_deep_says_what_to_send(client):
+    answer = client.post("/ask", content='{"k": 1}', headers={"content-type": "text/plain"})
+    assert answer.status_code == 422
+    assert answer.json()["error"] == "the body is text/plain: send JSON, with content-type: application/json"
+    for body in ("[" * 100_000, '{"k": ' + "1" * 5_000 + "}"):
+        answer = client.post("/ask", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 422 and "JSON" in answer.json()["error"], answer.text
+
+
 def test_a_body_that_is_no_json_or_too_large(client):
     broken = client.post("/ask", content=b"{", headers={"content-type": "application/json"})
     assert broken.status_code == 422 and broken.json()["error"].startswith("the body is not JSON")

@@ -1,5 +1,6 @@
 """The grammar, through a real command in a real process."""
 
+import io
 import json
 import os
 import signal
@@ -223,6 +224,13 @@ def test_an_error_cannot_command_the_terminal():
 def test_text_that_is_no_utf8_and_a_closed_stdin_are_named(tmp_path, monkeypatch):
     (tmp_path / "latin1.txt").write_bytes("caf\u00e9".encode("latin-1"))
     with pytest.raises(UserError, match="not UTF-8 text"), input_text(str(tmp_path / "latin1.txt")) as file:
+        file.read()
+    bytes_in = io.BytesIO("\ufeffcaf\u00e9".encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(bytes_in, encoding="utf-8", errors="surrogateescape"))
+    with input_text("-") as file:
+        assert file.read() == "caf\u00e9"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), "utf-8", errors="surrogateescape"))
+    with pytest.raises(UserError, match="stdin: is not UTF-8 text"), input_text("-") as file:
         file.read()
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(UserError, match="stdin is closed"), input_text("-"):

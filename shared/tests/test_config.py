@@ -59,6 +59,7 @@ def test_round_trip() -> None:
         pytest.param("model.rate=0x" + "f" * 9000, "an integer of thousands of digits is not of", id="beyond print"),
         ("epochs=0", "epochs must be at least 1"),
         ("epochs", "'epochs' is not key=value"),
+        ("model.heads=3", "model.heads=3 is not of type list"),
     ],
 )
 def test_every_mistake_is_named_by_its_key(override: str, message: str) -> None:

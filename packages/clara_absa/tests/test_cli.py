@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,9 +102,11 @@ def test_evaluate_writes_its_files_and_names_baselines(home):
 
 def test_compare_pools_seeds_into_one_row(home):
     clara("train", *FAST, "--seed", 1, "-o", "seed1", "-q", cwd=home)
-    both = json.loads(clara("compare", "seed1", "seed1", "--json", "-o", "tables", cwd=home).stdout)
+    shutil.copytree(home / "seed1", home / "copy")
+    both = json.loads(clara("compare", "seed1", "copy", "--json", "-o", "tables", cwd=home).stdout)
     found = both["rows"]
     assert [row["seeds"] for row in found] == [None, None, None, "1, 1"]
+    assert "given twice" in clara("compare", "seed1", "./seed1", cwd=home, code=2).stderr
     alone = json.loads(clara("compare", "seed1", "--json", cwd=home).stdout)["rows"][3]
     assert found[3]["accuracy"] == pytest.approx(alone["accuracy"])
     assert json.loads((home / "tables" / "answers.json").read_text())["rows"][3]["metrics"]["seeds"] == "1, 1"
@@ -119,7 +122,8 @@ def test_compare_pools_seeds_into_one_row(home):
 def test_sweep_and_export(home):
     rows = json.loads(clara("sweep", "--size", "2", "--size", "8", "--limit", "10", "--json", cwd=home).stdout)["rows"]
     assert [row["k"] for row in rows] == [2, 8]
-    both = ["--model", RUN, "--also", RUN, "--beside", RUN, "--limit", "10", "-o", "tables", "--json"]
+    shutil.copytree(home / RUN, home / "twin")
+    both = ["--model", RUN, "--also", "twin", "--beside", RUN, "--limit", "10", "-o", "tables", "--json"]
     [pooled] = json.loads(clara("sweep", *both, cwd=home).stdout)["rows"]
     assert pooled["accuracy"] == pooled["trained for k"] == pytest.approx(rows[1]["accuracy"])
     assert json.loads((home / "tables" / "sweep.json").read_text())["rows"][0]["name"] == "k=8"
@@ -154,6 +158,13 @@ def test_pretrain_gives_a_backbone(home):
         (["train", "--set", "lora.targets=[q_proj]", "--set", "lora.rank=2", "-o", "x"], "no linear module is called"),
         (["train", "--set", "loss.distill=1", "-o", "x"], "needs a teacher"),
         (["train", "--set", "loss.mark=1", "--set", "memory.start=tokens", "-o", "x"], "cannot be read off"),
+        (["train", "--set", "loss.beta=[0,0]", "-o", "x"], "nothing would be learned"),
+        (["train", "--set", "memory.sizes=[8,8]", "-o", "x"], "For example: --set 'memory.sizes=[8]'"),
+        (["train", "--set", "memory.sizes=8", "-o", "x"], "memory.sizes=8 is not of type list"),
+        (["train", "--set", "memory.reader=none", "--set", "memory.ratio=4", "-o", "x"], "memory.ratio: there is no"),
+        (["train", "--set", "lora.roles=split", "-o", "x"], "lora.roles: without an adapter"),
+        (["train", "--set", "recipe=seed", "-o", "x"], "recipe=seed, memory.start: the seed's recipe"),
+        (["train", "--set", "memory.tokens", "-o", "x"], "Example: --set tiny.width=128"),
         (["train", "--resume", "absent"], "no such run folder"),
         (["train", "--resume", "absent", "--seed", "0"], "Leave --seed out"),
         (["train", "--resume", "absent", "--task", "joint"], "Leave --task out"),
@@ -268,6 +279,38 @@ def test_a_resumed_run_takes_what_is_of_the_machine_only(home, monkeypatch):
     monkeypatch.setenv("CLARA_DATA", "sample")  # a setting of the shell is no option of this call
     clara("train", "--resume", "again", "--device", "cpu", "-q", cwd=home)
     assert json.loads((home / "again" / "results.json").read_text()) == before
+
+
+def test_a_run_whose_settings_are_gone_is_not_resumed_with_others(home):
+    shutil.copytree(home / RUN, home / "damaged")
+    (home / "damaged" / "config.json").write_text("{}")
+    done = clara("train", "--resume", "damaged", cwd=home, code=2)
+    assert "damaged/config.json: this is no configuration" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_only_the_quickstarts_own_run_is_replaced_and_that_is_said(tmp_path):
+    clara("train", *FAST, "-q", cwd=tmp_path)
+    assert "the earlier run of the quickstart is replaced" in clara("train", *FAST, cwd=tmp_path).stderr
+    (tmp_path / "own.csv").write_text("text,aspect,polarity\nThe tea is good,tea,positive\n" * 30)
+    before = (tmp_path / RUN / "results.json").read_bytes()
+    assert "not empty" in clara("train", *FAST, "--data", "own.csv", cwd=tmp_path, code=2).stderr
+    assert (tmp_path / RUN / "results.json").read_bytes() == before
+
+
+def test_a_seed_in_the_settings_is_the_seed(home):
+    clara("train", *FAST, "--seed", 5, "-o", "by_option", "-q", cwd=home)
+    clara("train", *FAST, "--set", "train.seed=5", "-o", "by_setting", "-q", cwd=home)
+    assert all(
+        json.loads((home / f / "environment.json").read_text())["seed"] == 5 for f in ("by_option", "by_setting")
+    )
+    one, other = (json.loads((home / f / "results.json").read_text()) for f in ("by_option", "by_setting"))
+    assert one["validation"] == other["validation"]
+
+
+def test_a_training_whose_last_step_goes_too_far_has_failed(home):
+    more = ["--limit", "12", "--set", "train.epochs=1", "--set", "train.learning_rate=1e30"]
+    done = clara("train", *more, "-o", "far", "-q", cwd=home, code=1)
+    assert "train.learning_rate" in done.stderr and not (home / "far" / "model").exists()
 
 
 def test_progress_names_its_total(home, monkeypatch):

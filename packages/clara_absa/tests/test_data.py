@@ -50,10 +50,15 @@ def test_categories_have_no_span_and_conflicts_are_left_out(tmp_path):
 GOOD = ("Nice soup", TERM.format(5, "positive", "soup", 9))
 
 
+def json_row(text, term, start, end):
+    """A line of JSON lines."""
+    return json.dumps({"text": text, "aspects": [{"term": term, "polarity": "1", "start": start, "end": end}]})
+
+
 @pytest.mark.parametrize(
     ("name", "text", "line", "said"),
     [
-        ("a.xml", xml(GOOD, ("Bad soup", TERM.format(5, "positive", "soup", 9))), 12, "are 'oup', not 'soup'"),
+        ("a.xml", xml(GOOD, ("Bad soup", TERM.format(3, "positive", "soup", 8))), 12, "are ' soup', not 'soup'"),
         ("a.xml", xml(("Nice soup", TERM.format(5, "good", "soup", 9))), 6, "'good' is not a polarity"),
         ("a.xml", xml(("Nice soup", '<aspectTerm polarity="positive" term="soup" to="9"/>')), 6, "from is missing"),
         ("a.xml", xml(("Nice soup", TERM.format("x", "positive", "soup", 9))), 6, "whole numbers"),
@@ -81,6 +86,15 @@ GOOD = ("Nice soup", TERM.format(5, "positive", "soup", 9))
         ),
         ("a.csv", f"text,aspect,polarity\nNice,{'x' * 201},positive\n", 2, "200 characters"),
         ("a.jsonl", '{"text": "Nice", "aspects": [{"term": "soup", "polarity": "positive", "start": 0}]}', 1, "half a"),
+        ("a.jsonl", '{"text": "  ", "aspects": [{"term": "soup", "polarity": "positive"}]}', 1, "the text is empty"),
+        ("a.jsonl", '{"text": "Nice", "aspects": [{"term": "", "polarity": "positive"}]}', 1, "an aspect is empty"),
+        ("a.jsonl", json_row("abc food", "foo", -4, -1), 1, "(-4, -1) is no span of a text of 8 characters"),
+        ("a.jsonl", json_row("abc food", "food", 4, 99), 1, "(4, 99) is no span"),
+        ("a.xml", xml(("food", TERM.format(0, "positive", "food", 99))), 6, "(0, 99) is no span"),
+        ("a.xml", xml((" ", '<aspectTerm polarity="positive" term="a" from="0" to="1"/>')), 6, "the text is empty"),
+        ("a.csv", "text,aspect,polarity\nNice soup, ,positive\n", 2, "an aspect is empty"),
+        ("a.csv", 'text,aspect,polarity\n"Nice\nsoup",soup,1\nNice tea,tea,fine\n', 4, "'fine' is not a polarity"),
+        ("a.txt", "[B-ASP][E-ASP]Soup is good $LABEL$ Positive\n", 1, "an aspect is empty"),
         ("a.txt", "[B-ASP]Soup[E-ASP] is good $LABEL$ Positive, Negative\n", 1, "1 aspects and 2 labels"),
         ("a.txt", "\n[B-ASP]Soup is good $LABEL$ Positive\n", 2, "opened and closed"),
         ("a.txt", "Soup is good $LABEL$ Positive\n", 1, "no [B-ASP]aspect[E-ASP]"),
@@ -91,6 +105,12 @@ def test_a_fault_is_one_line_with_its_place(tmp_path, name, text, line, said):
         read_file(write(tmp_path, name, text))
     assert f"{name}:{line}: " in str(caught.value) and said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\x0b", "\x0c", "\x85", "\x1c"])
+def test_only_line_ends_end_a_row_of_a_table(tmp_path, mark):
+    [found] = read_file(write(tmp_path, "a.csv", f"text,aspect,polarity\nNice{mark}soup,soup,positive\n"))
+    assert found.text == f"Nice{mark}soup"
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -121,7 +141,7 @@ words = st.text(st.characters(exclude_characters="[]$,\n\r\x85\u2028\u2029"), mi
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(words, words), min_size=1, max_size=4))
+@given(st.lists(st.tuples(words, words.filter(str.strip)), min_size=1, max_size=4))
 def test_inline_marks_come_off_and_spans_hold(pairs):
     marked = "".join(f"{before}[B-ASP]{aspect}[E-ASP]" for before, aspect in pairs)
     text, spans, labels = parse_inline(marked)

@@ -1,11 +1,14 @@
 """The object a user holds: answers by every road are the same, and survive being saved."""
 
+import copy
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +19,7 @@ from clara_absa.configs import POLARITIES, Aspect, ClaraConfig, LoraSettings, Lo
 from clara_absa.inference import AspectSentiment, Memory
 from clara_absa.inference.ask import ask
 from clara_absa.inference.export import export_model
-from latentlab_shared.errors import UserError
+from latentlab_shared.errors import RunFailed, UserError
 
 
 def answerer_of(memory=None, lora=None, seed=0) -> AspectSentiment:
@@ -110,6 +113,22 @@ def test_size_shows_only_the_first_vectors():
         (lambda: ANSWERER.compress_batch(["soup", "\ud800"]), "text 1: half a character"),
         (lambda: ANSWERER.predict(LONG, [(2990, 2994)]), "behind the first"),
         (lambda: ANSWERER.predict(" ", TERMS), "the text is empty"),
+        (lambda: ANSWERER.predict(TEXT, [None]), "neither a term nor"),
+        (lambda: ANSWERER.predict(TEXT, [(1, 2, 3)]), "neither a term nor"),
+        (lambda: ANSWERER.predict(TEXT, [("a", "b")]), "neither a term nor"),
+        (lambda: ANSWERER.predict(TEXT, [(False, True)]), "neither a term nor"),
+        (lambda: ANSWERER.predict(TEXT, [Aspect("food", None, -4, -1)]), "no span"),
+        (lambda: ANSWERER.predict(TEXT, [Aspect("")]), "an aspect is empty"),
+        (lambda: ANSWERER.predict(TEXT, np.zeros((0, 2), int)), "list of aspects"),
+        (lambda: ANSWERER.predict(5, TERMS), "a text is needed, not int"),
+        (lambda: ANSWERER.predict(b"soup", TERMS), "a text is needed, not bytes"),
+        (lambda: ANSWERER.compress(None), "a text is needed"),
+        (lambda: ANSWERER.compress_batch("soup"), "not a list of texts"),
+        (lambda: ANSWERER.predict_batch([TEXT]), "pairs of a text"),
+        (lambda: ANSWERER.predict_batch(TEXT), "pairs of a text"),
+        (lambda: ANSWERER.predict(TEXT, TERMS, size=1.5), "1 to 4"),
+        (lambda: ANSWERER.predict(TEXT, TERMS, abstain=None), "probability"),
+        (lambda: ANSWERER.predict("soup", ["soup"], memory=ANSWERER.compress(TEXT)), "of another text"),
         (lambda: ANSWERER.predict(TEXT, TERMS, size=5), "1 to 4"),
         (lambda: ANSWERER.predict(TEXT, TERMS, abstain=2.0), "probability"),
         (lambda: ANSWERER.predict(TEXT, TERMS, mode="guess"), "not a mode"),
@@ -122,6 +141,21 @@ def test_wrong_questions_are_refused_in_one_line(call, said):
     with pytest.raises(UserError, match=said) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_numpys_numbers_are_spans_and_become_plain():
+    spans = np.array([[0, 3], [4, 8]])
+    found = ANSWERER.predict(TEXT, spans)
+    assert values(found) == pytest.approx(values(ANSWERER.predict(TEXT, [(0, 3), (4, 8)])))
+    assert json.loads(json.dumps(found[1].to_dict()))["end"] == 8
+
+
+def test_answers_that_are_no_numbers_are_a_failure():
+    broken = copy.deepcopy(ANSWERER)
+    with torch.no_grad():
+        next(broken.model.backbone.parameters()).fill_(math.nan)
+    with pytest.raises(RunFailed, match="are no numbers"):
+        broken.predict(TEXT, TERMS)
 
 
 def test_written_answers_are_those_of_the_librarys_own_generation_one_by_one():
@@ -190,6 +224,19 @@ def test_an_exported_model_has_its_adapter_merged(tmp_path):
     assert not (tmp_path / "out" / "adapter").exists()
     merged = AspectSentiment.from_pretrained(tmp_path / "out")
     assert values(merged.predict(TEXT, TERMS)) == pytest.approx(values(answerer.predict(TEXT, TERMS)), abs=1e-4)
+
+
+def test_an_export_replaces_nothing_but_an_export(tmp_path):
+    ANSWERER.save_pretrained(tmp_path / "model")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for folder in ("model", "model/backbone", "other"):
+        with pytest.raises(UserError, match="not empty"):
+            export_model(tmp_path / "model", tmp_path / folder)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    export_model(tmp_path / "model", tmp_path / "out")
+    assert export_model(tmp_path / "model", tmp_path / "out")
 
 
 def test_a_model_without_memory_reads_the_text():

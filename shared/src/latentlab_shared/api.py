@@ -47,6 +47,9 @@ def add_errors(app: FastAPI) -> None:
         first = fault.errors()[0]
         if first["type"] == "json_invalid":
             return error(422, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
+        kind = request.headers.get("content-type", "")
+        if tuple(first["loc"]) == ("body",) and "json" not in kind:
+            return error(422, f"the body is {kind or 'of no kind'}: send JSON, with content-type: application/json")
         where = ".".join(str(part) for part in first["loc"] if part not in _TYPES and _named(part)) or "body"
         return error(422, f"{where}: {str(first['msg']).removeprefix('Value error, ')}")
 
@@ -56,6 +59,8 @@ def add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, fault: HTTPException) -> JSONResponse:
+        if fault.status_code == 400 and "parsing the body" in str(fault.detail):  # nested too deeply, say
+            return error(422, "the body cannot be read: send plain JSON", fault.headers)
         return error(fault.status_code, str(fault.detail), fault.headers)
 
     @app.exception_handler(Exception)

@@ -325,11 +325,13 @@ def input_text(source: str) -> Iterator[typing.TextIO]:
     if source == "-":
         if sys.stdin is None or sys.stdin.closed:
             raise UserError("stdin is closed", source, "Give a file, or text through a pipe")
+        if hasattr(sys.stdin, "reconfigure"):  # a byte order mark is no text; half characters are no input
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
         with _clear_decoding("stdin"):
             yield sys.stdin
         return
     try:
-        file = Path(source).open(encoding="utf-8")  # noqa: SIM115  (closed by the with below)
+        file = Path(source).open(encoding="utf-8-sig")  # noqa: SIM115  (closed by the with below)
     except FileNotFoundError:
         raise UserError("there is no such file", source, "Give a file, a folder, or - for stdin") from None
     except IsADirectoryError:

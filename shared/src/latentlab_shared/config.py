@@ -89,7 +89,7 @@ def load_config(
     items = list(overrides)
     for item in items:
         if "=" not in item.lstrip("="):
-            raise UserError(f"{item!r} is not key=value", "--set", "Example: --set training.epochs=3")
+            raise UserError(f"{item!r} is not key=value", "--set", f"Example: --set {_example_of(cls)}")
         try:
             OmegaConf.from_dotlist([item])
         except Exception as error:  # the YAML parser's own exceptions are not public names
@@ -101,6 +101,19 @@ def load_config(
         raise UserError(str(error), where) from error
     assert isinstance(values, dict)
     return from_dict(cls, {str(k): v for k, v in values.items()}, f"{where} and --set" if file and items else where)
+
+
+def _example_of(cls: type) -> str:
+    """The first whole number of a configuration and its default, as ``--set`` takes it."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            if inner := _example_of(hint):
+                return f"{field.name}.{inner}"
+        elif hint is int and type(field.default) is int:
+            return f"{field.name}={field.default}"
+    return ""
 
 
 def _refuse_bombs(text: str, file: Path) -> None:
@@ -161,6 +174,8 @@ def _convert(hint: Any, value: Any, key: str, where: object) -> Any:
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     name = getattr(hint, "__name__", str(hint))
+    if origin in (tuple, list):  # YAML has no tuples
+        name = "list" if origin is list or arguments[-1] is Ellipsis else f"list of {len(arguments)} values"
     raise UserError(f"{key}={_shown(value)} is not of type {name}", where)
 
 

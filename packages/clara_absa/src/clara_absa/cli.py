@@ -124,13 +124,16 @@ def train(
     settings = RunSettings(data or "sample", task, limit, seed, teacher, clara)  # type: ignore[arg-type]  # checked there
     # The quickstart is run again and again: its own folder, and nothing else, is replaced without asking.
     folder = resume or output_dir or RUNS / profile
+    replaced = folder == SAMPLE_RUN and profile == settings.data == "sample" and not resume
+    if replaced and (folder / "config.json").is_file():
+        out.log(f"{folder}: the earlier run of the quickstart is replaced")
     results = train_run(
         folder,
         settings,
         config_file=config,
         overrides=sets or (),
         resume=resume is not None,
-        overwrite=overwrite or (folder == SAMPLE_RUN and profile == "sample"),
+        overwrite=overwrite or replaced,
         device=device.value,
         quantise=quantise,
         log=out.log,

@@ -11,8 +11,8 @@ from typing import Any
 from clara_absa.configs.base_config import ClaraConfig
 from clara_absa.configs.schema import Example
 from clara_absa.data_utils.splits import digest
-from clara_absa.training.settings import Progress, RunSettings, examples_of, is_lone_file, no_progress
-from latentlab_shared.config import from_dict, load_config
+from clara_absa.training.settings import Progress, RunSettings, examples_of, is_lone_file, no_progress, settings_in
+from latentlab_shared.config import load_config
 from latentlab_shared.devices import choose_device
 from latentlab_shared.errors import UserError
 from latentlab_shared.files import write_text
@@ -44,11 +44,11 @@ def train_run(
     is_first = os.environ.get("RANK", "0") == "0"
     log = log if is_first else (lambda _: None)
     if resume:
-        run = RunFolder.read(output)
-        settings = from_dict(RunSettings, run.config, output / "config.json")
+        settings = settings_in(RunFolder.read(output))
     else:
         base = replace(settings.clara, train=replace(settings.clara.train, seed=settings.seed))
-        settings = replace(settings, clara=load_config(ClaraConfig, config_file, overrides, base))
+        clara = load_config(ClaraConfig, config_file, overrides, base)
+        settings = replace(settings, clara=clara, seed=clara.train.seed)  # --set train.seed is --seed, too
         if is_first:  # for a later process, the first may have made it already
             RunFolder.ensure_free(output, overwrite=overwrite)  # before the work; made when all input has been read
     config = settings.clara

@@ -93,6 +93,12 @@ class MemoryConfig:
                 "memory.sizes",
                 f"For example: --set memory.tokens={max(self.sizes)}",
             )
+        if list(self.sizes) != sorted(set(self.sizes)):
+            sizes = sorted(set(self.sizes))
+            raise UserError("sizes rise, each once", "memory.sizes", f"For example: --set 'memory.sizes={sizes}'")
+        if self.reader == "none" and (self.sizes or self.ratio is not None):
+            key = "memory.sizes" if self.sizes else "memory.ratio"
+            raise UserError("there is no memory where reader=none", key, "Leave it out")
         if self.sizes and self.ratio is not None:
             raise UserError("nested sizes and a ratio exclude each other", "memory.sizes", "Leave one of them out")
 
@@ -124,6 +130,8 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         _check(self, "lora", {"rank": _NOT_NEGATIVE, "alpha": _POSITIVE, "dropout": _LESS_THAN_ALL})
+        if self.rank == 0 and self.roles == "split":
+            raise UserError("without an adapter there is none for each role", "lora.roles", "Set lora.rank above 0")
 
 
 @dataclass(frozen=True)
@@ -169,6 +177,8 @@ class LossConfig:
                 "label_smoothing": _LESS_THAN_ALL,
             },
         )
+        if not any((*self.alpha, *self.beta, self.gamma, self.distill, self.mark)):
+            raise UserError("every loss has weight 0: nothing would be learned", "loss", "For example: loss.beta=[1,1]")
 
 
 @dataclass(frozen=True)
@@ -286,7 +296,9 @@ class ClaraConfig:
             raise UserError("the seed's recipe hides no words", "train.word_dropout", "Leave it at 0")
         if self.recipe == "seed" and (not plain or memory.sizes or memory.ratio is not None):
             fix = "Use memory.reader=decoder memory.start=tokens memory.attention=causal, without sizes and ratio"
-            raise UserError("the seed's recipe knows plain memory tokens only", "recipe=seed with memory.reader", fix)
+            plainly = {"reader": "decoder", "start": "tokens", "attention": "causal", "sizes": (), "ratio": None}
+            key = next(name for name, value in plainly.items() if getattr(memory, name) != value)
+            raise UserError("the seed's recipe knows plain memory tokens only", f"recipe=seed, memory.{key}", fix)
 
     @property
     def described(self) -> str:

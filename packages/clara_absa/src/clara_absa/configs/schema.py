@@ -60,6 +60,23 @@ class Aspect:
     start: int | None = None
     end: int | None = None
 
+    def ensure_in(self, text: str) -> None:
+        """Refuse an empty term, and a span that is not the term's place in a text.
+
+        Raises:
+            ValueError: saying which.
+        """
+        if not self.term.strip():
+            raise ValueError("an aspect is empty")
+        if self.start is None and self.end is None:
+            return
+        if self.start is None or self.end is None:
+            raise ValueError(f"aspect {self.term!r} has half a span")
+        if not 0 <= self.start < self.end <= len(text):  # a slice takes anything
+            raise ValueError(f"({self.start}, {self.end}) is no span of a text of {len(text)} characters")
+        if (stands := text[self.start : self.end]) != self.term:
+            raise ValueError(f"characters {self.start} to {self.end} of the text are {stands!r}, not {self.term!r}")
+
     @property
     def is_category(self) -> bool:
         """Whether it has no place in the text."""
@@ -81,14 +98,10 @@ class Example:
     aspects: tuple[Aspect, ...]
 
     def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise ValueError("the text is empty")
         for aspect in self.aspects:
-            if (aspect.start is None) != (aspect.end is None):
-                raise ValueError(f"aspect {aspect.term!r} has half a span")
-            if aspect.start is not None and self.text[aspect.start : aspect.end] != aspect.term:
-                raise ValueError(
-                    f"characters {aspect.start} to {aspect.end} of the text are "
-                    f"{self.text[aspect.start : aspect.end]!r}, not {aspect.term!r}"
-                )
+            aspect.ensure_in(self.text)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ one line that names the file and the line.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -84,7 +85,8 @@ def _example(id: str, text: str, aspects: Iterable[Aspect], path: Path, line: in
     try:
         return Example(id, text, given)
     except ValueError as error:
-        _bad(str(error), path, line, "Spans count the characters of the text as it stands, from 0, end excluded")
+        fix = "Spans count the characters of the text as it stands, from 0, end excluded"
+        _bad(str(error), path, line, "" if str(error).endswith("is empty") else fix)
 
 
 class _Sentences:
@@ -164,7 +166,7 @@ def _read_xml(text: str, path: Path) -> Iterator[Example]:
 
 
 def _read_csv(text: str, path: Path) -> Iterator[Example]:
-    rows = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         names = {name.strip().lower(): name for name in rows.fieldnames or ()}
     except csv.Error as error:
@@ -240,7 +242,7 @@ def parse_inline(line: str, where: object = "text") -> tuple[str, list[tuple[int
         The text without marks, the spans of its aspects in it, and the labels after ``$LABEL$`` as they stand.
 
     Raises:
-        UserError: for a mark that is not opened or not closed.
+        UserError: for a mark that is not opened or not closed, or has nothing in it.
     """
     marked, _, labels = line.partition("$LABEL$")
     marked = marked.rstrip() if labels else marked
@@ -254,6 +256,8 @@ def parse_inline(line: str, where: object = "text") -> tuple[str, list[tuple[int
     text = "".join(pieces)
     if "[B-ASP]" in text or "[E-ASP]" in text:
         raise UserError("a mark is not opened and closed", where, "Write [B-ASP]food[E-ASP]")
+    if any(not text[start:end].strip() for start, end in spans):
+        raise UserError("an aspect is empty", where, "Write [B-ASP]food[E-ASP]")
     return text, spans, [label.strip() for label in labels.split(",") if label.strip()]
 
 

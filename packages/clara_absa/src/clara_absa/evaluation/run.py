@@ -23,8 +23,7 @@ from clara_absa.evaluation.metrics import (
 )
 from clara_absa.inference.sentiment import AspectSentiment
 from clara_absa.model.folder import find_model
-from clara_absa.training.settings import RunSettings, examples_of, is_lone_file
-from latentlab_shared.config import from_dict
+from clara_absa.training.settings import RunSettings, examples_of, is_lone_file, settings_in
 from latentlab_shared.errors import UserError
 from latentlab_shared.files import write_json
 from latentlab_shared.metrics.classification import brier_score, expected_calibration_error
@@ -40,7 +39,7 @@ def settings_of(model: Path) -> RunSettings | None:
     """What a run was trained on; None for a saved model without its run."""
     if not (model / "environment.json").is_file():
         return None
-    return from_dict(RunSettings, RunFolder.read(model).config, model / "config.json")
+    return settings_in(RunFolder.read(model))
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,13 @@ def averaged(
     return {"answers": name, **figures, "low": interval.low, "high": interval.high}
 
 
+def _ensure_different(runs: Sequence[Path], where: str) -> None:
+    """Refuse a run that is given twice: it would count as two seeds."""
+    places = [run.resolve() for run in runs]
+    if twice := [run for run, place in zip(runs, places, strict=True) if places.count(place) > 1]:
+        raise UserError("this run is given twice", f"{where} {twice[0]}", "Give each seed's own run once")
+
+
 def compare_runs(
     runs: Sequence[Path],
     *,
@@ -74,8 +81,9 @@ def compare_runs(
         "probes": the same figures of each kind when its memories are another sentence's, shuffled or zero.
 
     Raises:
-        UserError: for no runs, a folder without a run, or runs on different data.
+        UserError: for no runs, a run that is given twice, a folder without a run, or runs on different data.
     """
+    _ensure_different(runs, "compare")
     found = [(run, settings_of(run)) for run in runs]
     absent = [run for run, settings in found if settings is None]
     if absent or not found:
@@ -164,8 +172,10 @@ def sweep_run(
         output: also write ``sweep.json`` here, from which a README's table is filled.
 
     Raises:
-        UserError: for models of different sizes.
+        UserError: for models of different sizes, or one that is given twice.
     """
+    _ensure_different(models, "sweep --also")
+    _ensure_different(beside, "sweep --beside")
     parts = parts_of(models[0], data, task, split, limit, lambda _: None)
     examples, source = parts.examples, parts.source
     questions, hard = questions_of(examples), groups_of(examples, parts.train)["pos and neg"]

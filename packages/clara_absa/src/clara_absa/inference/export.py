@@ -8,6 +8,7 @@ from typing import Any
 
 from clara_absa.configs.schema import AspectSentimentResult
 from clara_absa.inference.sentiment import AspectSentiment
+from clara_absa.model.folder import find_model
 from clara_absa.sample.generator import generate
 from latentlab_shared.errors import RunFailed, UserError
 
@@ -25,9 +26,14 @@ def export_model(model: Path, output: Path) -> list[dict[str, Any]]:
         For each file its path and size, and once the largest difference of a probability.
 
     Raises:
-        UserError: for one adapter per role: two adapters cannot be merged into one backbone.
+        UserError: for a folder that holds anything but an earlier export, and for one adapter per role: two adapters
+            cannot be merged into one backbone.
         RunFailed: if the exported model answers otherwise.
     """
+    output = Path(output)
+    inside = find_model(model).resolve() in (output.resolve(), *output.resolve().parents)
+    if inside or (output.is_dir() and any(output.iterdir()) and not (output / "clara.json").is_file()):
+        raise UserError("the folder is not empty", output, "Choose another --output-dir")
     original = AspectSentiment.from_pretrained(model, device="cpu")
     if original.config.lora.rank and original.config.lora.roles == "split":
         raise UserError("an adapter for each role cannot be merged", "lora.roles", "Use the run folder as it is")
@@ -42,7 +48,7 @@ def export_model(model: Path, output: Path) -> list[dict[str, Any]]:
     merged.save_pretrained(output)
     found = AspectSentiment.from_pretrained(output, device="cpu").predict_batch(questions)
     off = max(_difference(a, b) for x, y in zip(expected, found, strict=True) for a, b in zip(x, y, strict=True))
-    if off > _TOLERANCE:
+    if not off <= _TOLERANCE:  # NaN, too
         raise RunFailed(f"the exported model differs by {off:.2g}", output)
     written = sorted(path for path in output.rglob("*") if path.is_file())
     return [{"file": str(path), "bytes": path.stat().st_size, "difference": off} for path in written]

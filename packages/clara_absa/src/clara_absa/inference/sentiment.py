@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from clara_absa.model.clara import FastClaraModel
 from clara_absa.model.folder import load_model, own_parameters, save_model
 from clara_absa.training.build import make_batcher
 from latentlab_shared.devices import choose_device
-from latentlab_shared.errors import UserError
+from latentlab_shared.errors import RunFailed, UserError
 
 Asked = str | tuple[int, int] | Aspect
 Mode = Literal["score", "generate"]
@@ -198,13 +199,15 @@ class AspectSentiment:
 
         Raises:
             UserError: for no aspects, one of more than 200 characters, a span outside of what is read of the text, or a
-                memory of another model.
+                memory of another model or text.
         """
         if memory is None:
             if text is None:
                 raise UserError("give a text or a memory", "predict")
             return self.predict_batch([(text, aspects)], size=size, abstain=abstain, mode=mode)[0]
         self._check(memory)
+        if text and memory.text and text != memory.text:
+            raise UserError("this memory is of another text", "memory", "Leave the text out")
         about = text or memory.text
         found = self._answer([memory.vectors], [self._aspects(about, aspects, self._kept(about))], size, abstain, mode)
         return [replace(result, cut=memory.cut) for result in found[0]]
@@ -220,6 +223,9 @@ class AspectSentiment:
             abstain: below this probability the polarity is None.
             mode: see `predict`.
         """
+        if any(isinstance(one, str) or len(one) != 2 for one in questions):  # of a text, its characters
+            fix = 'For example: [("Good food", ["food"])]'
+            raise UserError("give pairs of a text and its aspects", "questions", fix)
         texts = [text for text, _ in questions]
         _ensure_texts(texts)
         kept = [self._kept(text) for text in texts]
@@ -290,11 +296,16 @@ class AspectSentiment:
             asked: terms, spans or aspects.
             kept: characters of the text that are read; None for all.
         """
-        if isinstance(asked, str) or not asked:
+        if isinstance(asked, str) or not len(asked):
             raise UserError("give a list of aspects", "aspects", 'For example: ["food", "service"]')
         found = []
         for one in asked:
             if isinstance(one, Aspect):
+                try:
+                    if text:  # a memory may come without its text
+                        one.ensure_in(text)
+                except ValueError as error:
+                    raise UserError(str(error), "aspects") from None
                 found.append(one)
             elif isinstance(one, str):
                 if not one.strip():
@@ -302,7 +313,7 @@ class AspectSentiment:
                 start = text.find(one) if text.count(one) == 1 else -1
                 found.append(Aspect(one, None, start, start + len(one)) if start >= 0 else Aspect(one))
             else:
-                start, end = one
+                start, end = _span(one)
                 if not 0 <= start < end <= len(text):
                     raise UserError(f"({start}, {end}) is no span of a text of {len(text)} characters", "aspects")
                 if kept is not None and end > kept:
@@ -320,7 +331,7 @@ class AspectSentiment:
         """Packed questions on memories, and their table of vectors."""
         from clara_absa.data_utils.packing import Tree, pack
 
-        if size is not None and not 1 <= size <= self.config.memory.tokens:
+        if size is not None and not (isinstance(size, int) and 1 <= size <= self.config.memory.tokens):
             raise UserError(f"must be 1 to {self.config.memory.tokens}, not {size}", "size")
         trees, start = [], 0
         for memory, asked in zip(vectors, branches, strict=True):
@@ -333,7 +344,10 @@ class AspectSentiment:
     def _scores(self, packed: Any, table: Tensor | None) -> Tensor:
         """Probabilities of the three polarities for each question, (Q, 3)."""
         given = None if table is None else table.to(self.device)
-        return self.model.answer_scores(packed.to(self.device), given).view(-1, len(POLARITIES)).softmax(1).cpu()
+        scores = self.model.answer_scores(packed.to(self.device), given).view(-1, len(POLARITIES)).softmax(1).cpu()
+        if not bool(torch.isfinite(scores).all()):
+            raise RunFailed("the model's answers are no numbers", "model", "Train with a lower train.learning_rate")
+        return scores
 
     def _answer(
         self,
@@ -343,7 +357,7 @@ class AspectSentiment:
         abstain: float,
         mode: Mode,
     ) -> list[list[AspectSentimentResult]]:
-        if not 0 <= abstain <= 1:
+        if not isinstance(abstain, (int, float)) or not 0 <= abstain <= 1:
             raise UserError(f"must be a probability, not {abstain}", "abstain")
         if mode not in ("score", "generate"):
             raise UserError(f"{mode!r} is not a mode", "--mode", "Use score or generate")
@@ -452,8 +466,24 @@ class AspectSentiment:
         return self.generate(vectors, [PROMPTS[Task.RECONSTRUCTION]] * len(vectors))
 
 
+def _span(one: Any) -> tuple[int, int]:
+    """A pair of whole numbers, NumPy's too."""
+    try:
+        start, end = one
+        if isinstance(start, bool) or isinstance(end, bool):
+            raise TypeError
+        return operator.index(start), operator.index(end)
+    except (TypeError, ValueError):
+        what = f"{one!r} is neither a term nor a (start, end) span"
+        raise UserError(what, "aspects", 'For example: ["food", (4, 8)]') from None
+
+
 def _ensure_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise UserError("this is one text, not a list of texts", "texts", "Give a list")
     for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"a text is needed, not {type(text).__name__}", f"text {number}")
         if not text.strip():
             raise UserError("the text is empty", f"text {number}")
         ensure_characters(text, f"text {number}")

@@ -210,6 +210,8 @@ def fit(
             advance(1)
             if run is not None and saves and state.update % settings.checkpoint_every == 0:
                 state.save(run, is_main)
+        if not all(torch.isfinite(whole(p.detach().sum())) for p in parameters):  # the last step went too far
+            raise RunFailed(f"the weights are not finite after epoch {epoch + 1}", "train.learning_rate", "Lower it")
         model.eval()
         found = {**state.sums, **after_epoch(epoch + 1)}
         if is_main:

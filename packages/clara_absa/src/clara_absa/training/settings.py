@@ -11,7 +11,9 @@ from clara_absa.configs.base_config import ClaraConfig
 from clara_absa.configs.schema import Example
 from clara_absa.data_utils.readers import read_file
 from clara_absa.data_utils.splits import KINDS, PARTS, Kind, Part, read_part
+from latentlab_shared.config import from_dict
 from latentlab_shared.errors import UserError
+from latentlab_shared.runs import RunFolder
 
 Progress = Callable[[str, float | None], AbstractContextManager[Callable[[float], None]]]
 """Opens a bar of a description and a total, as `latentlab_shared.cli.Output.progress` does."""
@@ -42,6 +44,18 @@ class RunSettings:
     seed: int = 0
     teacher: str | None = None
     clara: ClaraConfig = field(default_factory=ClaraConfig)
+
+
+def settings_in(run: RunFolder) -> RunSettings:
+    """What a run was started with.
+
+    Raises:
+        UserError: for a damaged configuration.
+    """
+    place = run.path / "config.json"
+    if not {"data", "seed", "clara"} <= run.config.keys():  # defaults would be another run's settings
+        raise UserError("this is no configuration of `clara-absa train`", place, "Train anew")
+    return from_dict(RunSettings, run.config, place)
 
 
 def examples_of(
