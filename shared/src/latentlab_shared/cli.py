@@ -105,6 +105,12 @@ class Output:
         """One line on stderr, unless quiet."""
         self.stderr.print(message, markup=False)
 
+    def replaces(self, folder: Path, own: bool) -> bool:
+        """Whether ``folder`` is the quickstart's own, which is thrown away without asking; an earlier run is named."""
+        if own and (folder / "config.json").is_file():
+            self.log(f"{folder}: the earlier run of the quickstart is replaced")
+        return own
+
     def debug(self, message: str) -> None:
         """One line on stderr, with ``--verbose`` only."""
         if self.verbose:

@@ -124,9 +124,7 @@ def train(
     settings = RunSettings(data or "sample", task, limit, seed, teacher, clara)  # type: ignore[arg-type]  # checked there
     # The quickstart is run again and again: its own folder, and nothing else, is replaced without asking.
     folder = resume or output_dir or RUNS / profile
-    replaced = folder == SAMPLE_RUN and profile == settings.data == "sample" and not resume
-    if replaced and (folder / "config.json").is_file():
-        out.log(f"{folder}: the earlier run of the quickstart is replaced")
+    replaced = out.replaces(folder, folder == SAMPLE_RUN and profile == settings.data == "sample" and not resume)
     results = train_run(
         folder,
         settings,

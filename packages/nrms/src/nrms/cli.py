@@ -141,17 +141,17 @@ def train(
     overrides = [*(sets or ()), *([] if seed is None else [f"train.seed={seed}"])]
     # When resuming, the run's own configuration is used, and one that differs is refused.
     settings = None if resume and not config and not overrides else load_config(NrmsConfig, config, overrides, base)
+    # The quickstart is run again and again: its own folder, and nothing else, is replaced without asking.
+    replaced = out.replaces(folder, data == "sample" and folder == SAMPLE_RUN and not resume)
     if not resume:
-        RunFolder.ensure_free(
-            folder, overwrite=overwrite or folder == SAMPLE_RUN
-        )  # nothing is written before a refusal
+        RunFolder.ensure_free(folder, overwrite=overwrite or replaced)  # nothing is written before a refusal
     home = _sample_data() if data == "sample" else Path(data)
     result = train(
         home,
         folder,
         settings,
         resume=resume is not None,
-        overwrite=overwrite or folder == SAMPLE_RUN,
+        overwrite=overwrite or replaced,
         device=device.value,
         limit=limit,
         skip_bad=skip_bad,

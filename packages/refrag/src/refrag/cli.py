@@ -174,7 +174,7 @@ def train(
     )
     folder = resume or output_dir or RUNS / stage
     # The quickstart is run again and again: its own folder, and nothing else, is replaced without asking.
-    replaced = quick and folder == SAMPLE_RUN and not resume
+    replaced = out.replaces(folder, quick and folder == SAMPLE_RUN and not resume)
     with out.progress(stage) as advance:
         results = train_run(
             folder,

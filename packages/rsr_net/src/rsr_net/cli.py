@@ -139,7 +139,8 @@ def train(
     )
     # The quickstart is run again and again: its own folder, and nothing else, is replaced without asking.
     folder = resume or output_dir or RUNS / profile
-    replaced = folder == SAMPLE_RUN and profile == "sample" and not resume
+    quick = profile == "sample" and data in (None, "sample")
+    replaced = out.replaces(folder, quick and folder == SAMPLE_RUN and not resume)
     results = train_run(
         folder,
         settings,

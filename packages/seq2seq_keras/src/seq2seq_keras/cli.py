@@ -151,6 +151,7 @@ def train(
     # The quickstart is run again and again: its own folder is replaced without asking by a run that is the same.
     again = folder == DEFAULT_RUN and not resume
     again = again and is_same(folder, replace(asked, settings=preset_settings(preset, config, sets or (), seed)))
+    again = out.replaces(folder, again)
     with _tensorflow(device):
         found = train_run(
             folder,
