@@ -130,8 +130,6 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         _check(self, "lora", {"rank": _NOT_NEGATIVE, "alpha": _POSITIVE, "dropout": _LESS_THAN_ALL})
-        if self.rank == 0 and self.roles == "split":
-            raise UserError("without an adapter there is none for each role", "lora.roles", "Set lora.rank above 0")
 
 
 @dataclass(frozen=True)
@@ -290,6 +288,8 @@ class ClaraConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        if self.lora.rank == 0 and self.lora.roles == "split":
+            raise UserError("without an adapter there is none for each role", "lora.roles", "Set lora.rank above 0")
         memory = self.memory
         plain = (memory.reader, memory.start, memory.attention) == ("decoder", "tokens", "causal")
         if self.recipe == "seed" and self.train.word_dropout:
