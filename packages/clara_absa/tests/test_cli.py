@@ -290,7 +290,7 @@ def test_a_run_whose_settings_are_gone_is_not_resumed_with_others(home):
 
 def test_only_the_quickstarts_own_run_is_replaced_and_that_is_said(tmp_path):
     clara("train", *FAST, "-q", cwd=tmp_path)
-    assert "the earlier run of the quickstart is replaced" in clara("train", *FAST, cwd=tmp_path).stderr
+    assert "a new run replaces the quickstart's earlier one" in clara("train", *FAST, cwd=tmp_path).stderr
     (tmp_path / "own.csv").write_text("text,aspect,polarity\nThe tea is good,tea,positive\n" * 30)
     before = (tmp_path / RUN / "results.json").read_bytes()
     assert "not empty" in clara("train", *FAST, "--data", "own.csv", cwd=tmp_path, code=2).stderr

@@ -108,7 +108,7 @@ class Output:
     def replaces(self, folder: Path, own: bool) -> bool:
         """Whether ``folder`` is the quickstart's own, which is thrown away without asking; an earlier run is named."""
         if own and (folder / "config.json").is_file():
-            self.log(f"{folder}: the earlier run of the quickstart is replaced")
+            self.log(f"{folder}: a new run replaces the quickstart's earlier one")
         return own
 
     def debug(self, message: str) -> None:
