@@ -118,7 +118,7 @@ def test_every_table_of_a_readme_is_measured() -> None:
     told = " ".join(step.command for step in STEPS.values())
     kinds = {
         "rsr_net": "embedding differences steps convergence stopping extraction confidence ablation bench",
-        "clara_absa": "answers sweep bench",
+        "clara_absa": "answers probes sweep bench",
         "refrag": "align ttft memory alignment serve",
         "nrms": "folds bench",
         "shared": "cache",
