@@ -120,8 +120,10 @@ def test_compare_pools_seeds_into_one_row(home):
 
 
 def test_sweep_and_export(home):
-    rows = json.loads(clara("sweep", "--size", "2", "--size", "8", "--limit", "10", "--json", cwd=home).stdout)["rows"]
+    done = clara("sweep", "--size", "2", "--size", "8", "--limit", "10", "--json", cwd=home)
+    rows = json.loads(done.stdout)["rows"]
     assert [row["k"] for row in rows] == [2, 8]
+    assert done.stderr == "warning: k=2: the model was trained for 8\n"
     shutil.copytree(home / RUN, home / "twin")
     both = ["--model", RUN, "--also", "twin", "--beside", RUN, "--limit", "10", "-o", "tables", "--json"]
     [pooled] = json.loads(clara("sweep", *both, cwd=home).stdout)["rows"]

@@ -402,6 +402,7 @@ def sweep(
         device=device.value,
         limit=limit,
         output=output_dir,
+        log=out.warn,
     )
     out.result({"rows": rows}, table(rows))
 

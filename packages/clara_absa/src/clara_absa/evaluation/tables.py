@@ -157,6 +157,7 @@ def sweep_run(
     device: str = "auto",
     limit: int | None = None,
     output: Path | None = None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Accuracy and macro-F1 with the first k memory vectors, for each k.
 
@@ -170,6 +171,7 @@ def sweep_run(
         device: see `evaluate_run`.
         limit: see `evaluate_run`.
         output: also write ``sweep.json`` here, from which a README's table is filled.
+        log: told of a k that the models were not trained for.
 
     Raises:
         UserError: for models of different sizes, or one that is given twice.
@@ -193,7 +195,10 @@ def sweep_run(
     if any((m.config.memory.tokens, m.config.memory.sizes) != (memory.tokens, memory.sizes) for m in swept):
         raise UserError("these models are not seeds of one kind", "sweep --also", "Sweep them one by one")
     rows = []
-    for size in sizes or memory.sizes or (memory.tokens,):
+    trained = memory.sizes or (memory.tokens,)
+    for size in sizes or trained:
+        if size not in trained:
+            log(f"k={size}: the model was trained for {', '.join(map(str, trained))}")
         row = averaged(f"k={size}", questions, [answers(one, size) for one in swept], hard)
         kept = {key: row[key] for key in ("accuracy", "low", "high", "macro_f1", "pos and neg")}
         rows.append({"k": size, **kept})

@@ -23,7 +23,7 @@ def export_model(model: Path, output: Path) -> list[dict[str, Any]]:
         output: the folder; `AspectSentiment.from_pretrained` reads it too.
 
     Returns:
-        For each file its path and size, and once the largest difference of a probability.
+        For each file its path and size, and the largest difference of a probability in any answer.
 
     Raises:
         UserError: for a folder that holds anything but an earlier export, and for one adapter per role: two adapters
