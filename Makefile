@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help install lock lock-check lint format types layers tables tables-check test test-slow test-all \
-        build demo check-demo docs pages bench measure fuzz audit clean
+        build demo check-demo docs pages bench measure same fuzz audit clean
 
 comma := ,
 empty :=
@@ -13,6 +13,7 @@ export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 export OMP_WAIT_POLICY ?= PASSIVE
 # PROFILE=full trains the full model on the full data; sample on what is built in.
 PROFILE ?= sample
+$(if $(filter-out sample full,$(PROFILE)),$(error PROFILE=$(PROFILE) is neither sample nor full))
 PYTHON ?= python3
 UV ?= $(or $(shell command -v uv),.uv/bin/uv)
 RUN := $(UV) run
@@ -90,6 +91,7 @@ pages: install ## Write the picture of the layers and the list of commands from 
 	$(RUN) python scripts/site_pages.py
 
 check-demo: install ## Check what `make demo` wrote: run folders alike, model cards, the page; and run the tutorials on it
+	@[ -f "$${LATENTLAB_DEMO:-runs/demo}/results.json" ] || { echo "error: there is no demo to check. Run: make demo"; exit 2; }
 	$(RUN) pytest -q -m demo tests
 
 MINUTES ?= 5
@@ -107,6 +109,9 @@ bench: install ## Run every benchmark (hours): runs/bench/results.json and index
 
 measure: install ## Measure every table of every README again (hours, resumable): DATA=DIR; ARGS="--list" says what is done
 	$(RUN) python scripts/measure.py $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+same: install ## Compare short runs with those at REV: where the bits agree, what `make measure` found there still stands
+	$(RUN) python scripts/same.py --rev "$(REV)" $(ARGS)
 
 train-rsr: install ## Train rsr_net (PROFILE=sample: under a minute; PROFILE=full: CNN/DailyMail and BART-base)
 	$(RUN) rsr-net train --profile $(PROFILE) $(ARGS)
@@ -131,14 +136,14 @@ serve-nrms: install ## Serve the model that train-nrms wrote, with its page, on 
 
 SEQ2SEQ_PRESET := $(if $(filter full,$(PROFILE)),full,small)
 train-seq2seq: install ## Train seq2seq_keras (PROFILE=sample: minutes; PROFILE=full: the seed's sizes, hours)
-	$(RUN) seq2seq-keras train --preset $(SEQ2SEQ_PRESET) --output-dir runs/seq2seq_keras/$(PROFILE) \
+	$(RUN) seq2seq-keras train --preset $(SEQ2SEQ_PRESET) --output-dir runs/seq2seq_keras/$(SEQ2SEQ_PRESET) \
 	  $(if $(filter full,$(PROFILE)),,--overwrite) $(ARGS)
 
 eval-seq2seq: install ## Evaluate the model that train-seq2seq wrote
-	$(RUN) seq2seq-keras evaluate --model runs/seq2seq_keras/$(PROFILE) $(ARGS)
+	$(RUN) seq2seq-keras evaluate --model runs/seq2seq_keras/$(SEQ2SEQ_PRESET) $(ARGS)
 
 serve-seq2seq: install ## Serve the model that train-seq2seq wrote, with its page, on loopback
-	$(RUN) seq2seq-keras serve --model runs/seq2seq_keras/$(PROFILE) $(ARGS)
+	$(RUN) seq2seq-keras serve --model runs/seq2seq_keras/$(SEQ2SEQ_PRESET) $(ARGS)
 
 CLARA_FULL := $(filter full,$(PROFILE))
 train-clara: install ## Train clara_absa (PROFILE=sample: about two minutes; PROFILE=full: MAMS, with MiniLM)
@@ -153,17 +158,18 @@ serve-clara: install ## Serve the model that train-clara wrote, with its page, o
 	$(RUN) clara-absa serve --model runs/clara_absa/$(PROFILE) $(ARGS)
 
 REFRAG_DATA := $(if $(filter full,$(PROFILE)),data/refrag)
+REFRAG_RUN := $(if $(REFRAG_DATA),full,questions)
 train-refrag: install ## Train refrag (PROFILE=sample: about two minutes; PROFILE=full: prepared questions)
 	$(if $(REFRAG_DATA),$(RUN) refrag prepare --output-dir $(REFRAG_DATA))
-	$(RUN) refrag train --output-dir runs/refrag/$(PROFILE) \
+	$(RUN) refrag train --output-dir runs/refrag/$(REFRAG_RUN) \
 	  $(if $(REFRAG_DATA),--data $(REFRAG_DATA)/questions_train.jsonl.gz,--overwrite) $(ARGS)
 
 eval-refrag: install ## Evaluate the model that train-refrag wrote
-	$(RUN) refrag evaluate --model runs/refrag/$(PROFILE) \
+	$(RUN) refrag evaluate --model runs/refrag/$(REFRAG_RUN) \
 	  $(if $(REFRAG_DATA),--data $(REFRAG_DATA)/questions_valid.jsonl.gz) $(ARGS)
 
 serve-refrag: install ## Serve the model that train-refrag wrote, with its page, on loopback
-	$(RUN) refrag serve --model runs/refrag/$(PROFILE) $(ARGS)
+	$(RUN) refrag serve --model runs/refrag/$(REFRAG_RUN) $(ARGS)
 
 clean: ## Remove everything that is generated (runs/ stays)
 	rm -rf .venv .uv uv.lock dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache site

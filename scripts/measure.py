@@ -3,8 +3,8 @@
 ``make measure DATA=DIR`` runs in runs/measure what has no result yet, or one of other sources. It takes hours, and can
 be stopped and called again: an interrupted training goes on. ``--only NAME`` runs one package or step, ``--list`` says
 what is done, ``--collect`` copies the results into the packages, fills the tables, and notes in measured.json which
-steps they are of and of what sources; another clone does not repeat these. The checkout has to be clean, or the results
-would name a commit that they are not of.
+steps they are of and of what sources; another clone does not repeat these, and scripts/same.py may carry them over a
+change of the sources. The checkout has to be clean, or the results would name a commit that they are not of.
 """
 
 import argparse
@@ -110,10 +110,16 @@ def _seq2seq() -> list[Step]:
             f"{measure} s2s_tv --limit 2000 --table {{out}}/tv.json --name 'pointer, 1 epoch'",
             ("s2s_tv_train",),
         ),
+        Step("s2s_tv_more", "seq2seq-keras train --resume s2s_tv --set train.epochs=2", ("s2s_tv",)),
+        Step(
+            "s2s_tv_2",
+            f"{measure} s2s_tv --limit 2000 --table {{out}}/tv.json --name 'pointer, 2 epochs'",
+            ("s2s_tv_more",),
+        ),
         Step(
             "s2s_tv_seed",
-            f"{measure} s2s_tv --protocol seed --limit 500 --table {{out}}/tv_seed.json --name 'pointer, 1 epoch'",
-            ("s2s_tv_train",),
+            f"{measure} s2s_tv --protocol seed --limit 500 --table {{out}}/tv_seed.json --name 'pointer, 2 epochs'",
+            ("s2s_tv_2",),
         ),
         Step(
             "s2s_baselines",
@@ -262,10 +268,10 @@ def _refrag() -> list[Step]:
 
 
 @cache
-def source_of(package: str) -> str:
-    """What decides a package's results: the trees of its sources and of what is shared."""
+def source_of(package: str, at: str = "HEAD") -> str:
+    """What decides a package's results: the trees of its sources and of what is shared, at a commit."""
     folders = ["shared/src", *([f"packages/{package}/src"] if package != "shared" else [])]
-    return " ".join(git("rev-parse", f"HEAD:{folder}")[:12] for folder in folders)
+    return " ".join(git("rev-parse", f"{at}:{folder}")[:12] for folder in folders)
 
 
 def git(*words: str) -> str:
@@ -384,8 +390,10 @@ def main() -> None:
 
 def use_data(folder: str | None) -> None:
     """Link the real data into runs/measure; refuse to measure what no commit names."""
-    if not folder or not Path(folder).is_dir():
-        raise UserError("there is no such folder", folder or "--data", "Give the folder of real data: DATA=DIR")
+    if not folder:
+        raise UserError("give the folder of real data", "--data", "With make: DATA=DIR")
+    if not Path(folder).is_dir():
+        raise UserError("there is no such folder", folder, "Give the folder of real data: DATA=DIR")
     if git("status", "--porcelain", "--untracked-files=no"):
         raise UserError("files differ from the commit", ROOT, "Commit first, or measure in a clean clone")
     link = WORK / "data"

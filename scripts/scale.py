@@ -128,7 +128,7 @@ def seq2seq_keras() -> str:
     ]
     return (
         f"Measured on texts of 50 tokens: {full:.0f} examples a CPU-second train the full network, {small:.0f} the small "
-        f"one; greedy search takes {1000 * decode:.0f} ms a text in batches of 64, a beam of 4 {beam:.1f} times that.\n\n"
+        f"one; greedy search takes {1000 * decode:.0f} ms a text in batches of 64, a beam of 4 takes {beam:.1f} times that.\n\n"
         + table("texts | one epoch, small | one epoch, full | summarize all, greedy | beam 4", lines)
         + "\n\nAll of it is proportional to tokens. An LSTM is serial in the length of the text: more cores help by larger "
         "batches only. `--workers N` shares batches (MultiWorkerMirroredStrategy; two were run). Above some ten million "

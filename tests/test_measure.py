@@ -20,7 +20,7 @@ def script(name: str) -> Any:
     return found
 
 
-measure, bench = script("measure"), script("bench")
+measure, bench, same = script("measure"), script("bench"), script("same")
 STEPS = {step.name: step for step in measure.steps()}
 
 
@@ -111,6 +111,19 @@ def test_what_was_measured_in_another_clone_is_not_repeated(monkeypatch: pytest.
     kept = measure.read_json(tmp_path / "measured.json")
     assert kept == {**recorded, "other": here["other"]}, "what is recorded still agrees with itself"
     assert names({}, kept) == []
+
+
+def test_what_is_carried_over_is_of_the_same_package_and_sources_and_no_benchmark() -> None:
+    facts = {"source": "old", "ended": 1.0}
+    record = {"nrms_folds": facts, "nrms_latency": facts, "rsr_lsa": facts, "refrag_nq": {"source": "older"}}
+    found = same.carried(record, "nrms", "old", "new", "abc")
+    assert found == {**record, "nrms_folds": {"source": "new", "ended": 1.0, "same_as": "abc"}}
+    assert same.carried(record, "refrag", "old", "new", "abc") == record
+
+
+def test_figures_are_compared_without_what_tells_of_the_run() -> None:
+    held = {"rows": [{"name": "a", "auc": 0.5, "seconds": 3.1}], "date": "today"}
+    assert same.figures(held) == {"rows": [{"name": "a", "auc": 0.5}]}
 
 
 def test_every_table_of_a_readme_is_measured() -> None:

@@ -290,6 +290,14 @@ def test_counts_are_checked(tmp_path):
         assert cache.verify() == []
 
 
+def test_a_strangers_database_is_left_as_it_is(tmp_path):
+    edit(tmp_path, "CREATE TABLE photos (a)")
+    before = (tmp_path / "index.sqlite").read_bytes()
+    with pytest.raises(UserError, match="not the index of a cache"), make(tmp_path):
+        pass
+    assert (tmp_path / "index.sqlite").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [

@@ -119,6 +119,14 @@ def test_compare_pools_seeds_into_one_row(home):
     assert len(json.loads((home / "tables" / "probes.json").read_text())["rows"]) == 3
 
 
+def test_an_unfinished_run_is_to_be_resumed_by_its_own_package(home):
+    for settings, hint in (({"clara": {}}, "train --resume 'my run'"), ({"stage": "questions"}, "Give a run folder")):
+        (home / "my run" / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (home / "my run" / "checkpoints" / "last.safetensors").touch()
+        (home / "my run" / "config.json").write_text(json.dumps(settings))
+        assert hint in clara("predict", "--demo", "--model", "my run", cwd=home, code=2).stderr
+
+
 def test_sweep_and_export(home):
     done = clara("sweep", "--size", "2", "--size", "8", "--limit", "10", "--json", cwd=home)
     rows = json.loads(done.stdout)["rows"]

@@ -71,6 +71,12 @@ def test_a_mistake_in_a_real_process_is_one_line_too(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: no-such: there is no such model folder")
 
 
+def test_prepare_writes_no_more_of_the_sample_than_asked(tmp_path: Path) -> None:
+    done = nrms("prepare", "--limit", "30", "--output-dir", "few", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["impressions"] == {"train": 30, "dev": 30}
+    assert len((tmp_path / "few" / "train" / "behaviors.tsv").read_text().splitlines()) == 30
+
+
 def test_recommend_as_a_table_as_json_and_from_stdin(folder: Path) -> None:
     shown = nrms("recommend", "--model", folder, "--history", "N1", "-k", "3")
     assert shown.returncode == 0 and "because of" in shown.stdout, shown.stderr

@@ -32,6 +32,7 @@ _SCHEMA = (
     "CREATE TABLE entries (key BLOB PRIMARY KEY, shard INTEGER NOT NULL, row INTEGER NOT NULL, used INTEGER NOT NULL)"
     " STRICT, WITHOUT ROWID",
 )
+IF_A_CACHE = "If this is a cache, delete its folder: it is computed again"
 _IS_MADE = "SELECT 1 FROM sqlite_master WHERE name = 'meta'"
 _MADE_OF = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite!_%' ESCAPE '!'"
 # A connection that came through fork() is kept here: closing it would disturb the parent's locks.
@@ -118,6 +119,13 @@ class Index:
             if not self.path.is_file():
                 raise UserError("there is no cache here", self.path.parent, "Give the folder of an EmbeddingCache")
             return self._connect_read_only()
+        if self.path.is_file() and self.path.stat().st_size:  # a stranger's database is left as it is
+            held = self._connect_read_only()
+            try:
+                if tables := _tables(held):
+                    _ensure_ours(tables, self.path)
+            finally:
+                held.close()
         try:
             self.path.parent.joinpath("shards").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -184,7 +192,7 @@ class Index:
             )
         if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
             return RunFailed(f"the disk is full or failing ({error})", where, "Free some space and run again")
-        return UserError(f"the index is damaged ({error})", where, "Delete the cache's folder; it is computed again")
+        return UserError(f"the index is damaged ({error})", where, IF_A_CACHE)
 
 
 def _code(error: sqlite3.Error) -> int | None:
@@ -236,14 +244,22 @@ def read_identity(index: Index) -> dict[str, Any]:
         UserError: if it says nothing that can be read, or is not made of our tables and nothing else.
     """
     with index.reading() as db:
-        made_of = sorted(sql for (sql,) in db.execute(_MADE_OF))
-        if made_of != sorted(sql for sql in _SCHEMA if sql.startswith("CREATE")):
-            raise UserError("not the index of a cache of this version", index.path, "Delete the folder")
+        _ensure_ours(_tables(db), index.path)
         rows = db.execute("SELECT name, value FROM meta").fetchall()
     try:
         return {str(name): json.loads(value) for name, value in rows}
     except (TypeError, ValueError, RecursionError):
-        raise UserError("the index is damaged (its identity is not JSON)", index.path, "Delete the folder") from None
+        raise UserError("the index is damaged (its identity is not JSON)", index.path, IF_A_CACHE) from None
+
+
+def _tables(db: sqlite3.Connection) -> list[str]:
+    return sorted(sql for (sql,) in db.execute(_MADE_OF))
+
+
+def _ensure_ours(tables: list[str], path: Path) -> None:
+    if tables != sorted(sql for sql in _SCHEMA if sql.startswith("CREATE")):
+        fix = "Give another folder; if it is a cache of another version, delete it"
+        raise UserError("not the index of a cache of this version", path, fix)
 
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentlab_shared._fingerprint import KEY_BYTES, Keys
+from latentlab_shared._index import IF_A_CACHE
 from latentlab_shared._shards import (
     Rows,
     checksum,
@@ -186,7 +187,7 @@ def verify(store: Store, repair: bool = False) -> list[Fault]:
     with store.index.reading() as db:
         (state,) = db.execute("PRAGMA integrity_check(1)").fetchone()
         if state != "ok":
-            raise UserError(f"the index is damaged ({state})", index, "Delete the cache's folder; it is computed again")
+            raise UserError(f"the index is damaged ({state})", index, IF_A_CACHE)
         listed = db.execute("SELECT id, name, live FROM shards ORDER BY id").fetchall()
     for number, name, live in listed:
         fault, mask = _check_shard(store, number)

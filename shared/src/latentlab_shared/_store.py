@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentlab_shared._fingerprint import KEY_BYTES, Keys
-from latentlab_shared._index import Index
+from latentlab_shared._index import IF_A_CACHE, Index
 from latentlab_shared._shards import (
     Codec,
     Rows,
@@ -311,7 +311,7 @@ class Store:
         try:
             flat = np.fromiter(chain.from_iterable(rows), np.int64, columns * len(rows))
         except (TypeError, ValueError, OverflowError):
-            raise UserError("the index is damaged (not numbers)", self.index.path, "Delete the folder") from None
+            raise UserError("the index is damaged (not numbers)", self.index.path, IF_A_CACHE) from None
         return flat.reshape(len(rows), columns)
 
     # ---------------------------------------------------------------- writing

@@ -111,6 +111,13 @@ class Output:
             self.log(f"{folder}: a new run replaces the quickstart's earlier one")
         return own
 
+    def warn_of_sample(self, model: Path, train: str) -> None:
+        """Say that a model has read generated examples only, where its run says so; ``train`` makes another."""
+        from latentlab_shared.runs import trained_on
+
+        if trained_on(model) == "sample":
+            self.warn(f"{model} has read generated examples only; for real text: {train}")
+
     def debug(self, message: str) -> None:
         """One line on stderr, with ``--verbose`` only."""
         if self.verbose:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 # What a terminal would obey, or what would break a line: controls, line separators, changes of direction.
 CONTROLS = dict.fromkeys(
     [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"
@@ -11,6 +13,11 @@ CONTROLS = dict.fromkeys(
 def printable(text: str) -> str:
     """A text on one line, with nothing that a terminal would obey: controls and changes of direction."""
     return " ".join(text.split()).translate(CONTROLS)
+
+
+def shell_word(path: object) -> str:
+    """A path as one word of a shell's command, to be pasted."""
+    return shlex.quote(str(path))
 
 
 class UserError(Exception):

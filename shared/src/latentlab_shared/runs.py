@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from latentlab_shared.config import to_dict
-from latentlab_shared.errors import RunFailed, UserError
+from latentlab_shared.errors import RunFailed, UserError, shell_word
 from latentlab_shared.files import disk_errors, plain, read_json, sha256_file, sync_dir, write_json, write_text
 from latentlab_shared.provenance import environment
 from latentlab_shared.trackers import Tracker, check_tracker, make_tracker
@@ -94,7 +94,7 @@ class RunFolder:
         began = set(holds) - {"environment.json"}  # a kill before config.json leaves that file: no run yet
         if began and not (overwrite and "config.json" in holds):
             fix = (
-                f"Go on with --resume {path}, choose another --output-dir, or --overwrite it"
+                f"Go on with --resume {shell_word(path)}, choose another --output-dir, or --overwrite it"
                 if "config.json" in holds
                 else ""
             )
@@ -245,6 +245,15 @@ class RunFolder:
         if not final.exists() and old.exists():
             os.replace(old, final)
         return final if final.is_dir() else None
+
+
+def trained_on(model: Path) -> str:
+    """The data that a run, or the run of a model folder in it, was given: "sample" for generated; "" if unknown."""
+    for folder in (model, model.parent):
+        if (folder / "config.json").is_file() and (folder / "environment.json").is_file():
+            held = read_json(folder / "config.json")
+            return str(held.get("data", "")) if isinstance(held, dict) else ""
+    return ""
 
 
 def _swap(new: Path, final: Path, old: Path) -> None:

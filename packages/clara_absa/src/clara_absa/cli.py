@@ -28,7 +28,7 @@ from latentlab_shared.cli import (
     table,
     verb,
 )
-from latentlab_shared.errors import UserError
+from latentlab_shared.errors import UserError, shell_word
 from latentlab_shared.serving import check_address
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def train(
     )
     if "validation" not in results:  # a helping process of a launcher
         return
-    out.log(f"the model is in {folder}; try: clara-absa predict --demo --model {folder}")
+    out.log(f"the model is in {folder}; try: clara-absa predict --demo --model {shell_word(folder)}")
     rows = [{"figure": name, "validation": value} for name, value in results["validation"].items()]
     out.result(results, table(rows, title=f"{folder}: {results['sentences']} training sentences"))
 
@@ -285,6 +285,8 @@ def predict(
     answers = ask(answerer, texts, asked, kept, mode=mode, size=size, abstain=abstain)
     cut = [kept.cut] if kept else [answerer.is_cut(text) for text, _ in answers]
     _warn_of_cuts(out, cut, answerer.batcher.max_tokens)
+    if not demo:
+        out.warn_of_sample(model, "clara-absa train --data YOUR_SENTENCES --profile light")
     records = [
         {"text": text, "aspects": [r.to_dict() for r in found], "cut": short}
         for (text, found), short in zip(answers, cut, strict=True)

@@ -14,7 +14,7 @@ from clara_absa.data_utils.splits import digest
 from clara_absa.training.settings import Progress, RunSettings, examples_of, is_lone_file, no_progress, settings_in
 from latentlab_shared.config import load_config
 from latentlab_shared.devices import choose_device
-from latentlab_shared.errors import UserError
+from latentlab_shared.errors import UserError, shell_word
 from latentlab_shared.files import write_text
 from latentlab_shared.runs import RunFolder, model_card
 
@@ -143,7 +143,7 @@ def train_run(
                     device=device,
                 )
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"go on with clara-absa train --resume {run.path}") from None
+            raise KeyboardInterrupt(f"go on with clara-absa train --resume {shell_word(run.path)}") from None
         if workers.sharded:
             trained = _gathered(model)
             model = build(config, train, quantise).model.to(device)
@@ -205,7 +205,7 @@ def _card(settings: RunSettings, results: dict[str, Any], run: RunFolder) -> str
         f"Compresses a sentence to {memory.tokens} vectors and answers what it says about an aspect "
         f"(backbone {settings.clara.backbone}, reader {memory.reader}).",
         {
-            "Use": f"`clara-absa predict 'TEXT' --aspect food --model {run.path}`",
+            "Use": f"`clara-absa predict 'TEXT' --aspect food --model {shell_word(run.path)}`",
             "Training data": f"`{settings.data}`, {settings.task}, {results['sentences']} sentences",
             "Validation": f"accuracy {scores['accuracy']:.3f}, macro-F1 {scores['macro_f1']:.3f}",
             "Limits": "It knows the kind of text it was trained on: English restaurant sentences, three polarities.",

@@ -13,7 +13,7 @@ from clara_absa.data_utils.splits import Kind
 from clara_absa.training.settings import Progress, examples_of, is_lone_file, no_progress
 from latentlab_shared.config import from_dict
 from latentlab_shared.devices import choose_device
-from latentlab_shared.errors import UserError
+from latentlab_shared.errors import UserError, shell_word
 from latentlab_shared.runs import RunFolder
 
 Log = Callable[[str], None]
@@ -136,7 +136,7 @@ def pretrain_run(
                     device=device,
                 )
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"go on with clara-absa pretrain --resume {run.path}") from None
+            raise KeyboardInterrupt(f"go on with clara-absa pretrain --resume {shell_word(run.path)}") from None
         quiet()
         backbone.save_pretrained(run.path / "backbone")
         tokenizer.save_pretrained(run.path / "backbone")

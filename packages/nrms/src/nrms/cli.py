@@ -24,7 +24,7 @@ from latentlab_shared.cli import (
     table,
     verb,
 )
-from latentlab_shared.errors import UserError
+from latentlab_shared.errors import UserError, shell_word
 from latentlab_shared.serving import check_address
 
 if TYPE_CHECKING:
@@ -76,12 +76,16 @@ def prepare(
     skip_bad: SkipBad = False,
 ) -> None:
     """Download MIND or convert a click log to its form; resumable, checksummed."""
+    from dataclasses import replace
+
     from nrms.data.prepare import prepare
     from nrms.sample.generator import SampleConfig, write_sample
 
     if source == "sample":
         folder = output_dir or RUNS / "sample-data"
-        account = write_sample(folder, SampleConfig(seed=seed))
+        whole = SampleConfig(seed=seed)
+        most = limit or whole.train
+        account = write_sample(folder, replace(whole, train=min(most, whole.train), dev=min(most, whole.dev)))
     else:
         folder = output_dir or Path("data") / Path(source.removeprefix("dkn:")).resolve().name.lower()
         account = prepare(source, folder, bad=_bad_rows(skip_bad), limit=limit, seed=seed, log=out.log)
@@ -89,7 +93,7 @@ def prepare(
     skipped = f", {account['first_skipped']} and others skipped" if account.get("first_skipped") else ""
     out.result(
         {"folder": str(folder), **account},
-        f"{folder}: {counts} impressions{skipped}; try: nrms train --data {folder}",
+        f"{folder}: {counts} impressions{skipped}; try: nrms train --data {shell_word(folder)}",
     )
 
 
@@ -162,7 +166,9 @@ def train(
     if int(os.environ.get("RANK", "0")):
         return  # under torchrun the first process writes and prints
     count = save_catalogue(folder, home if data != "sample" else Path(data), _bad_rows(skip_bad), device.value)
-    out.log(f"the model is in {folder}, with {count} embedded articles; try: nrms recommend --model {folder}")
+    out.log(
+        f"the model is in {folder}, with {count} embedded articles; try: nrms recommend --model {shell_word(folder)}"
+    )
     best = "no dev part" if result.best is None else f"best {result.best:.4f} in epoch {result.best_epoch}"
     out.result({**asdict(result), "articles": count}, f"{folder}: {best}, {result.updates} updates")
 
@@ -410,7 +416,7 @@ def _recommender(model: Path, database: str | None, user: str, device: str) -> t
     if database is None:
         found = Recommender.from_pretrained(model, device=device)
         if not len(found):
-            fix = f"Go on: nrms train --resume {model}"
+            fix = f"Go on: nrms train --resume {shell_word(model)}"
             raise UserError("this run has embedded no articles: its training has not ended", model, fix)
         return found, []
     from nrms.server.store import Store

@@ -470,7 +470,6 @@ def serve(
     if documents is not None:
         library = Library(retriever, encoder, cache_dir and cache_dir / "passages")  # type: ignore[arg-type]
         out.log(f"{library.add_path(documents):,} passages of {documents}")
-    out.log(f"loading {model}")
     serve(
         model_folder(model),
         host,
@@ -530,6 +529,7 @@ def predict(
     docs, budget = [Doc(path.stem, _read(path)) for path in documents], Budget(fraction=expand)
     generator = RefragGenerator.from_pretrained(model_folder(model), cache=cache_dir, device=device.value)
     answer = generator.answer(question, docs, budget=budget, compression=compression, generation=greedy(max_new_tokens))
+    out.warn_of_sample(model, "refrag train --data YOUR_QUESTIONS")
     texts = {doc.id: doc.text for doc in docs}
     shown: list[Any] = [answer.text.translate(CONTROLS)]
     shown += [f"[{c.doc}] {texts[c.doc][c.start : c.end].translate(CONTROLS)}" for c in answer.citations]

@@ -10,7 +10,7 @@ from typing import Any
 
 from latentlab_shared.config import from_dict, load_config
 from latentlab_shared.devices import choose_device
-from latentlab_shared.errors import UserError
+from latentlab_shared.errors import UserError, shell_word
 from latentlab_shared.files import read_json, sha256_file
 from latentlab_shared.runs import RunFolder, model_card
 from refrag.data.questions import QuestionExample, read_questions
@@ -108,7 +108,7 @@ def train_run(
     try:
         return _train(settings, folder, generator, corpus, run, resume, device, log, advance)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"go on with refrag train --resume {folder}") from None
+        raise KeyboardInterrupt(f"go on with refrag train --resume {shell_word(folder)}") from None
     finally:
         if run is not None:
             run.close()
@@ -253,7 +253,7 @@ def model_folder(path: Path) -> Path:
     """
     run = path.parent if path.name == MODEL and (path.parent / "config.json").is_file() else path
     if (run / MODEL / "refrag.json").is_file() and not (run / "results.json").is_file():
-        raise UserError("this run is not finished", run, f"Go on: refrag train --resume {run}")
+        raise UserError("this run is not finished", run, f"Go on: refrag train --resume {shell_word(run)}")
     return run / MODEL if (run / MODEL / "refrag.json").is_file() else path
 
 
@@ -433,7 +433,7 @@ def _card(settings: RunSettings, results: dict[str, Any], run: RunFolder) -> str
             f"in {found['value']:.2f} of the answers, right document in {found['cited_right']:.2f} of the citations."
         )
     else:
-        told = f"Not measured while training; `refrag evaluate --model {run.path}` measures it."
+        told = f"Not measured while training; `refrag evaluate --model {shell_word(run.path)}` measures it."
     limits = "It knows the kind of text it was trained on; what vectors hold of others has to be measured."
     if settings.data == "sample":
         limits = "It knows one kind of generated document and question: numbers of places. It shows the way, no more."

@@ -24,7 +24,7 @@ from latentlab_shared.cli import (
     table,
     verb,
 )
-from latentlab_shared.errors import CONTROLS, UserError
+from latentlab_shared.errors import CONTROLS, UserError, shell_word
 from latentlab_shared.serving import check_address
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def train(
     )
     scores = results["validation"]
     rows = [{"state": name, "R²": s["r2"], "cosine": s["cosine"]} for name, s in scores.items()]
-    out.log(f"the model is in {folder}; try: rsr-net summarize --demo --model {folder}")
+    out.log(f"the model is in {folder}; try: rsr-net summarize --demo --model {shell_word(folder)}")
     out.result(results, table(rows, title=f"{folder}: {results['articles']} validation articles"))
 
 
@@ -292,7 +292,6 @@ def serve(
     from rsr_net.inference import Summarizer
     from rsr_net.serving.app import create_app
 
-    out.log(f"loading {model}")
     serve_app(create_app(Summarizer.from_pretrained(model, device=device.value)), host, port, out.log)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentlab_shared.config import load_config
 from latentlab_shared.devices import choose_device
-from latentlab_shared.errors import UserError
+from latentlab_shared.errors import UserError, shell_word
 from latentlab_shared.files import read_json, write_json
 from latentlab_shared.provenance import environment
 from latentlab_shared.runs import RunFolder, model_card
@@ -182,16 +182,12 @@ def train_run(
     if resume:
         _check_inputs(output, inputs)
         check_checkpoint(output, settings.rsr)
-    replaced = overwrite and not resume and (output / "config.json").is_file()
     with open_cache(encoder, cache_dir) as cache:
         run = (
             RunFolder.resume(output)
             if resume
             else RunFolder.create(output, settings, seed=settings.seed, data=inputs, overwrite=overwrite)
         )
-        # From here on nothing is wrong with the input: until now there was one line at most, the error's.
-        if replaced:
-            log(f"{output}: the run that was here is replaced (give --output-dir to keep one)")
         if resume and (output / BEST / "config.json").is_file():
             log(f"{output}: the training had ended; the model is written again")
         log(f"{len(train)} articles to train on, {len(valid)} for validation, encoder {settings.encoder}")
@@ -201,7 +197,7 @@ def train_run(
             try:
                 results = _train(run, settings, train, valid, encoder, cache, resume, device, log, detail, progress)
             except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"go on with rsr-net train --resume {output}") from None
+                raise KeyboardInterrupt(f"go on with rsr-net train --resume {shell_word(output)}") from None
     return {"run": str(output), **results}
 
 
@@ -408,7 +404,7 @@ def _card(settings: RunSettings, results: dict[str, Any], run: RunFolder) -> str
         "RSR-Net summarizer",
         f"Refines the embedding of a summary ({settings.encoder}) and picks the sentences that stand for it.",
         {
-            "Use": f"`rsr-net summarize article.txt --model {run.path}`",
+            "Use": f"`rsr-net summarize article.txt --model {shell_word(run.path)}`",
             "Training data": f"`{settings.data}`" + (f", {settings.limit} articles" if settings.limit else ""),
             "Validation": "\n".join(lines),
             "Limits": "It knows the kind of text it was trained on. Generated names and numbers are often wrong.",
@@ -484,6 +480,8 @@ def evaluate_run(
     from rsr_net.evaluation.held_out import evaluate
     from rsr_net.evaluation.report import write_report
 
+    if not model.is_dir():
+        raise UserError("there is no such folder", model, "Give a run folder of `rsr-net train`, or a saved model")
     is_run = (model / "environment.json").is_file()
     settings = _settings_of(RunFolder.read(model)) if is_run else None
     if settings is None and (data is None or output is None):

@@ -27,7 +27,7 @@ from latentlab_shared.cli import (
     table,
     verb,
 )
-from latentlab_shared.errors import UserError
+from latentlab_shared.errors import UserError, shell_word
 from latentlab_shared.serving import check_address
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def train(
             log=out.log,
         )
     if found:  # empty for all workers but the first
-        out.log(f"the model is in {folder}; try: seq2seq-keras summarize --demo --model {folder}")
+        out.log(f"the model is in {folder}; try: seq2seq-keras summarize --demo --model {shell_word(folder)}")
         out.result(found, table([found]))
 
 
@@ -311,6 +311,8 @@ def _predict(
     texts, many = _texts(source, demo, limit, skip_bad, out, text_column)
     given = {"beam": beam, "n_best": n_best, "min_length": min_length, "max_length": max_length}
     summaries = _summarize(model, [text for _, text in texts], device, given, sets or ())
+    if not demo:
+        out.warn_of_sample(model, "seq2seq-keras train --data YOUR_TEXTS")
     if many and out.json:
         named = zip(texts, summaries, strict=True)
         out.result({"summaries": [{"id": name, **s.to_dict()} for (name, _), s in named]})

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentlab_shared.config import from_dict, load_config
-from latentlab_shared.errors import RunFailed, UserError
+from latentlab_shared.errors import RunFailed, UserError, shell_word
 from latentlab_shared.files import atomic_path, plain, read_json, write_json
 from latentlab_shared.provenance import environment, write_table
 from latentlab_shared.runs import RunFolder, model_card
@@ -224,7 +224,7 @@ def train_run(
         except KeyboardInterrupt:
             if run and not shard[0] and run.metrics():  # the best epoch's weights can be used meanwhile
                 Summarizer(model, vocabulary, settings).save(output / "model")
-            raise KeyboardInterrupt(f"go on with seq2seq-keras train --resume {output}") from None
+            raise KeyboardInterrupt(f"go on with seq2seq-keras train --resume {shell_word(output)}") from None
         if run is None or shard[0]:
             return {}
         summarizer = Summarizer(model, vocabulary, settings)
@@ -448,7 +448,7 @@ def _add_to_table(path: Path, results: dict[str, Any], name: str, asked: RunSett
         old = [row for row in _rows_of(path) if row["name"] not in {r["name"] for r in rows}]
         rows = [*old, *rows]
     run, *sets = told
-    command = f"seq2seq-keras evaluate --model {run} --data {results['data']} --beam {results['beam']}"
+    command = f"seq2seq-keras evaluate --model {shell_word(run)} --data {results['data']} --beam {results['beam']}"
     command += "".join(f" --set {item}" for item in sets)
     _write_table(path, results, rows, asked, command)
 
@@ -530,7 +530,7 @@ def _card(asked: RunSettings, summarizer: Summarizer, results: dict[str, Any], r
         "LSTM summarizer",
         f"One-sentence summaries: encoder-decoder with attention, {results['parameters']:,} parameters.",
         {
-            "Use": f"`seq2seq-keras summarize article.txt --model {run.path}`",
+            "Use": f"`seq2seq-keras summarize article.txt --model {shell_word(run.path)}`",
             "Training data": f"`{asked.data}`, {results['examples']} texts; {labels} labels where it has no summaries",
             "Validation": f"- loss per word {results['valid_loss']:.4f} after {results['epochs']} epochs",
             "Limits": "It knows the kind of text it was trained on. Names and numbers can be wrong: check them.",

@@ -18,7 +18,7 @@ from clara_absa.configs.base_config import ClaraConfig, LoraSettings, MemoryConf
 from clara_absa.model.adapters import add_adapters
 from clara_absa.model.clara import FastClaraModel
 from clara_absa.model.light import LightReader
-from latentlab_shared.errors import NeedsNetwork, UserError
+from latentlab_shared.errors import NeedsNetwork, UserError, shell_word
 from latentlab_shared.files import atomic_path, read_json, to_json, write_json, write_text
 
 FORMAT = 1
@@ -190,11 +190,19 @@ def find_model(folder: Path) -> Path:
     if not (found / "clara.json").is_file():
         fix = "Give a run folder of `clara-absa train`, or a saved model"
         if (folder / "backbone").is_dir():
-            fix = f"This backbone has to learn to answer: clara-absa train --backbone {folder / 'backbone'}"
-        elif (folder / "checkpoints" / "last.safetensors").is_file():
-            fix = f"Its training did not end; go on with clara-absa train --resume {folder}"
+            fix = f"This backbone has to learn to answer: clara-absa train --backbone {shell_word(folder / 'backbone')}"
+        elif (folder / "checkpoints" / "last.safetensors").is_file() and _is_own(folder / "config.json"):
+            fix = f"Its training did not end; go on with clara-absa train --resume {shell_word(folder)}"
         raise UserError("there is no model here (clara.json is missing)", found, fix)
     return found
+
+
+def _is_own(config: Path) -> bool:
+    """Whether a run's configuration is of `clara-absa train`: other packages' runs have checkpoints, too."""
+    if not config.is_file():
+        return False
+    held = read_json(config)
+    return isinstance(held, dict) and "clara" in held
 
 
 def load_model(folder: Path, quantise: bool = False) -> tuple[FastClaraModel, Any, ClaraConfig, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from latentlab_shared.errors import UserError
+from latentlab_shared.errors import UserError, shell_word
 from nrms.data.mind import BEHAVIORS_FILE, NEWS_FILE, read_behaviors, read_news
 from nrms.data.rows import BadRows
 from nrms.data.types import News
@@ -134,7 +134,7 @@ def open_ready(database: str, folder: Path, log: Callable[[str], None] = lambda 
 
 def _need_catalogue(folder: Path) -> None:
     if not (folder / CATALOGUE).is_dir():
-        fix = f"Add articles: nrms embed --model {folder} --data FOLDER --activate"
+        fix = f"Add articles: nrms embed --model {shell_word(folder)} --data FOLDER --activate"
         raise UserError("there are no embedded articles beside the model", folder, fix)
 
 
@@ -156,7 +156,7 @@ def make_ready(store: Store, folder: Path, log: Callable[[str], None] = lambda _
             return active
         log(f"{folder} holds another model than {store.database.name}: it is put in place")
     elif store.articles.count():
-        fix = f"Embed and activate one: nrms embed --model {folder} --activate"
+        fix = f"Embed and activate one: nrms embed --model {shell_word(folder)} --activate"
         raise UserError("the database has articles but no active model", store.database.name, fix)
     else:
         model = load_model_dir(folder)

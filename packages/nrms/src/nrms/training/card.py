@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from latentlab_shared.errors import shell_word
 from latentlab_shared.runs import RunFolder, model_card
 from nrms.config import NrmsConfig
 from nrms.data.log import ClickLog
@@ -40,12 +41,13 @@ def write_card(run: RunFolder, config: NrmsConfig, log: ClickLog, clicks: int, b
     parts = (
         f"{len(log.articles) - 1:,} articles, {len(log):,} impressions, {len(log.users):,} readers, {clicks:,} clicks"
     )
+    place = shell_word(run.path)
     run.write_card(
         model_card(
             "NRMS news recommender",
             f"Reads {reads} by {network}; vectors of {model.dim} numbers; the last {model.history_length} reads count.",
             {
-                "Use": f"`nrms recommend --model {run.path} --history ID`, `nrms serve --model {run.path}`",
+                "Use": f"`nrms recommend --model {place} --history ID`, `nrms serve --model {place}`",
                 "Training data": f"{parts}. Hashes of the files are in `environment.json`.",
                 "Validation": shown,
                 "Limits": _LIMITS,

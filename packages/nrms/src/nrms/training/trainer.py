@@ -228,7 +228,8 @@ class _Trainer:
         model, train_config = self.config.model, self.config.train
         news_file = part / NEWS_FILE
         if not part.is_dir():
-            raise UserError("there is no train part", part, "Make one with: nrms prepare")
+            what = "there is no train part" if part.parent.is_dir() else "there is no such folder"
+            raise UserError(what, part if part.parent.is_dir() else part.parent, "Make one with: nrms prepare")
         if model.encoder == "transformer":
             from nrms.model.transformer import TransformerNewsEncoder, load_backbone
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentlab_shared.files import write_json
-from latentlab_shared.plots import html_table, image, new_figure, save_png, write_page
+from latentlab_shared.plots import COLOURS, html_table, image, new_figure, save_png, write_page
 
 _LEAD = "Answers to questions that training has not seen, by how the same documents are given to the same model."
 
@@ -31,14 +31,14 @@ def write_report(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str, str]
 
 
 def answers_plot(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Right values and right citations over mean positions, a mark for each way to give the documents."""
-    figure, axes = new_figure(columns=2)
+    """Right values and right citations, two bars for each way to give the documents, with its mean positions."""
+    figure, axes = new_figure(columns=2, height=1.2 + 0.32 * len(rows))
+    names = [f"{row['name']} ({row['positions']:.0f})" for row in rows]
     for axis, (column, title) in zip(axes, (("value", "right value"), ("gold_cited", "right citation")), strict=True):
-        for row in rows:
-            kind = str(row["name"]).rstrip("0123456789. ")
-            marker = {"gate": "o", "oracle": "*"}.get(kind, "x" if row["name"][-1].isdigit() else "s")
-            axis.scatter(row["positions"], row[column], marker=marker)
-            place = (row["positions"], row[column])
-            axis.annotate(row["name"], place, fontsize=6, xytext=(3, 3), textcoords="offset points")
-        axis.set(xlabel="positions the decoder reads", ylabel=f"share of questions, {title}", ylim=(-0.03, 1.08))
+        bars = axis.barh(names, [row[column] for row in rows], color=COLOURS[0])
+        axis.bar_label(bars, fmt="%.2f", fontsize=8, padding=3)
+        axis.set(xlabel=f"share of questions, {title}", xlim=(0, 1.12))
+        axis.invert_yaxis()
+    axes[0].set_ylabel("given as (positions the decoder reads)")
+    axes[1].set_yticklabels([])
     return save_png(figure, path)

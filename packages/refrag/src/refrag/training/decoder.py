@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentlab_shared.config import from_dict, load_config
-from latentlab_shared.errors import UserError
+from latentlab_shared.errors import UserError, shell_word
 from latentlab_shared.files import read_json, sha256_file
 from latentlab_shared.runs import RunFolder, model_card
 from refrag.model.folder import load_decoder
@@ -249,7 +249,7 @@ def pretrain_decoder(
                     advance=advance,
                 )
             except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"go on with refrag pretrain-decoder --resume {folder}") from None
+                raise KeyboardInterrupt(f"go on with refrag pretrain-decoder --resume {shell_word(folder)}") from None
         kept = LanguageObjective(load_decoder(home))
         load_trained(folder, kept)  # in one piece, whatever the engine did with its own
         kept.decoder.save_pretrained(home)

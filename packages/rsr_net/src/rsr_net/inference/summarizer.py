@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from latentlab_shared.devices import choose_device
-from latentlab_shared.errors import RunFailed, UserError
+from latentlab_shared.errors import RunFailed, UserError, shell_word
 from latentlab_shared.files import atomic_path, read_json, write_json
 from rsr_net.config import RsrConfig
 from rsr_net.data.embed import embed_examples, encode
@@ -327,7 +327,7 @@ def model_folder(folder: Path) -> Path:
         about = read_json(folder / "config.json")
         if not isinstance(about, dict) or "encoder" not in about:
             raise UserError("this is no model of rsr-net", folder, "Give the folder that `rsr-net train` wrote")
-        raise UserError("this run has not finished", folder, f"Go on: rsr-net train --resume {folder}")
+        raise UserError("this run has not finished", folder, f"Go on: rsr-net train --resume {shell_word(folder)}")
     raise UserError(
         "there is no trained model", folder, "Train one with `rsr-net train`, or give its folder with --model"
     )

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from latentlab_shared.errors import UserError
+from latentlab_shared.errors import UserError, shell_word
 from nrms.server.store.articles import insert, live
 from nrms.server.store.database import Database, now_ms
 from nrms.server.store.schema import ACTIVE, BUILDING, RETIRED, articles, embeddings, models
@@ -107,7 +107,7 @@ class Models:
                 raise UserError(
                     f"the model covers {coverage.embedded} of {coverage.live} live articles",
                     model.id[:12],
-                    f"Embed the rest: nrms embed --model {model.folder}, or lower --min-coverage",
+                    f"Embed the rest: nrms embed --model {shell_word(model.folder)}, or lower --min-coverage",
                 )
             retire = sa.update(models).where(models.c.state == ACTIVE)
             connection.execute(retire.values(state=RETIRED))
