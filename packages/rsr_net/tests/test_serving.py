@@ -178,7 +178,6 @@ def server(summarizer, tmp_path_factory):
     summarizer.save_pretrained(folder / "m")
     call = [sys.executable, "-m", "rsr_net.cli", "serve", "--model", str(folder / "m"), "--port", "0"]
     process = subprocess.Popen(call, stderr=subprocess.PIPE, text=True)
-    assert process.stderr.readline().startswith("loading ")
     line = process.stderr.readline()
     assert line.startswith("http://127.0.0.1:"), line + process.stderr.read()
     yield process, line.split("/ ")[0]
