@@ -99,7 +99,10 @@ def main() -> None:
     if measure.git("status", "--porcelain", "--untracked-files=no"):
         raise UserError("files differ from the commit", measure.ROOT, "Commit first, or compare in a clean clone")
     out, rows, differing = Output(), [], []
-    rev = measure.git("rev-parse", "--short=12", f"{given.rev}^{{commit}}")
+    try:
+        rev = measure.git("rev-parse", "--short=12", "--verify", f"{given.rev}^{{commit}}")
+    except UserError:
+        raise UserError(f"{given.rev!r} is no commit", "--rev", "With make: REV=COMMIT") from None
     with tempfile.TemporaryDirectory() as temporary:
         before = Path(temporary) / "before"
         measure.git("worktree", "add", "--detach", "--force", str(before), rev)
